@@ -1,7 +1,7 @@
 """The table of ATen operators: what every analysis and pass knows about an operator, it knows from here.
 
-An operator that is not in the table is a barrier. The table claims little and each claim is tested by running the
-operator, so an absent row costs an optimisation and never correctness.
+An operator that is not in the table is a barrier. The table claims little and each claim is tested by running
+the operator, so an absent row costs an optimisation and never correctness.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Arguments of a call by their schema names, wherever they were written: by position, by keyword or not at all."""
+"""Arguments of a call by their schema names, whether given by position, by keyword or not at all."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ class _Required:
 _REQUIRED = _Required()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _schema(target: torch._ops.OpOverload) -> dict[str, tuple[int, Any]]:
     """Name of each argument -> (position, default), in schema order."""
     return {
@@ -36,7 +36,8 @@ def _overload(node: Node) -> torch._ops.OpOverload:
 def argument(node: Node, name: str, default: Any = _REQUIRED) -> Any:
     """Value of the argument called `name` in the overload's schema.
 
-    Looks at keywords, then positions, then the schema's default, then `default`. Lists given by a default are copies.
+    Looks at keywords, then positions, then the schema's default, then `default`. Lists given by a default are
+    copies.
 
     Raises:
         TypeError: the node does not call an operator overload.
@@ -55,7 +56,7 @@ def argument(node: Node, name: str, default: Any = _REQUIRED) -> Any:
 
 
 def arguments(node: Node) -> dict[str, Any]:
-    """Every argument of the overload's schema with its value, in schema order; required ones left out are absent.
+    """Every argument of the overload's schema with its value, in schema order.
 
     Raises:
         TypeError: the node does not call an operator overload.
@@ -72,7 +73,7 @@ def arguments(node: Node) -> dict[str, Any]:
 
 
 def tensor_arguments(node: Node) -> dict[str, Any]:
-    """The arguments that the schema declares as tensors (optional ones and lists of them included) and that are given."""
+    """The given arguments that the schema declares as tensors, optional tensors or lists of tensors."""
     types = {row.name: str(row.type) for row in _overload(node)._schema.arguments}
     return {
         name: value

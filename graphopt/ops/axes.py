@@ -1,6 +1,6 @@
 """How axes of the inputs relate to axes of the output, as plain data.
 
-Every class says which tensor arguments it speaks about by their schema names. Negative axes count from the end.
+Every class names the tensor arguments it speaks about as the schema does. Negative axes count from the end.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Axes:
     """Base of all axis behaviours."""
 
     def mixed(self, node: Node) -> tuple[int, ...] | None:
-        """Axes of the main operand (non-negative, ascending) along which an output element depends on more than its
-        own position; along every other axis positions stay apart. None: this class cannot say it in these terms.
+        """Axes of the main operand (non-negative, ascending) along which an output element depends on more
+        than its own position; along every other axis positions stay apart. None: this class cannot say it in
+        these terms.
         """
         return None
 
@@ -44,7 +45,7 @@ class Axes:
 class Broadcast(Axes):
     """Output element i depends on elements i of the operands, which broadcast together.
 
-    `operands` empty means every tensor argument. The `per_channel` ones are vectors along axis 1 of the first.
+    No `operands` means every tensor argument. The `per_channel` ones are vectors along axis 1 of the first.
     """
 
     operands: tuple[str, ...] = ()
@@ -56,7 +57,7 @@ class Broadcast(Axes):
 
 @dataclass(frozen=True)
 class Moved(Axes):
-    """Every output element is an element of `values`, or a fill value. Which one: run the operator on labels."""
+    """Every output element is an element of `values`, or a fill value; running it on labels tells which."""
 
     values: tuple[str, ...] = ("self",)
 
@@ -65,9 +66,10 @@ class Moved(Axes):
 class Contracted(Axes):
     """A layer with a weight: sums products over `input_axis` of the input and makes `output_axis`.
 
-    `weight_in` and `weight_out` are the weight's axes for the two, each counting one group of `groups` where the
-    operator has them (`weight_out` counts one group of a transposed convolution, `weight_in` of any other). The bias is
-    a vector along `output_axis`. The trailing `window` axes are convolved with the trailing axes of the weight.
+    `weight_in` and `weight_out` are the weight's axes for the two, each counting one group of `groups` where
+    the operator has them (`weight_out` counts one group of a transposed convolution, `weight_in` of any
+    other). The bias is a vector along `output_axis`. The trailing `window` axes are convolved with the
+    trailing axes of the weight.
     """
 
     input_axis: int
@@ -88,8 +90,8 @@ class Contracted(Axes):
 
 @dataclass(frozen=True)
 class Product(Axes):
-    """A product of tensors, described by an Einstein equation over `operands`; `equation(node)` in contraction.py
-    gives it for the call. `added` is broadcast to the result and added.
+    """A product of tensors, described by an Einstein equation over `operands`; `equation(node)` in
+    contraction.py gives it for the call. `added` is broadcast to the result and added.
     """
 
     operands: tuple[str, ...]
@@ -103,7 +105,7 @@ class Normalized(Axes):
 
     - `trailing`: the last axes, as many as `normalized_shape` has; the parameters lie along those axes
     - `batch`: all but axis 1 while training, none otherwise; the parameters are vectors along axis 1
-    - `instance`: the axes after axis 1 where the call computes statistics, none otherwise; parameters as for `batch`
+    - `instance`: the axes after axis 1 if `use_input_stats`, none otherwise; parameters as for `batch`
     - `group`: runs of `num_groups` along axis 1, and all axes after it; parameters as for `batch`
     """
 
@@ -123,7 +125,7 @@ class Normalized(Axes):
 
 @dataclass(frozen=True)
 class Along(Axes):
-    """Keeps the axes apart from one, given by the argument `dim` (or always `axis`), along which elements meet."""
+    """Elements meet along one axis, given by the argument `dim` (or always `axis`), and along no other."""
 
     dim: str = "dim"
     axis: int | None = None
@@ -139,7 +141,8 @@ class Along(Axes):
 class Reduced(Axes):
     """Reduces the axes given by the argument `dim`, all of them where it is None or absent (`dim=None` here).
 
-    Reduced axes vanish unless the argument `keepdim` is there and set. `empty_is_all`: an empty list means all axes.
+    Reduced axes vanish unless the argument `keepdim` is there and set. `empty_is_all`: an empty list means
+    all axes.
     """
 
     dim: str | None = "dim"
@@ -169,8 +172,8 @@ class Windowed(Axes):
 
 @dataclass(frozen=True)
 class Indexed(Axes):
-    """Reads from or writes to `table` at positions given by `indices`, along the argument `dim` where there is one
-    (or always `axis`); both None: the indices say which axes. `values` are written.
+    """Reads from or writes to `table` at positions given by `indices`, along the argument `dim` where there
+    is one (or always `axis`); both None: the indices say which axes. `values` are written.
     """
 
     table: str = "self"

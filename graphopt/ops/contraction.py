@@ -22,7 +22,7 @@ def linear_macs(node: Node) -> Size:
 
 
 def conv_macs(node: Node) -> Size:
-    """Every output element sums over one filter [in/groups, *kernel]; padding is counted as if it were data."""
+    """Every output element sums over one filter [in/groups, *kernel]; padding counts as if it were data."""
     return product((numel(node), *shape(argument(node, "weight"))[1:]))
 
 
@@ -32,12 +32,12 @@ def transposed_conv_macs(node: Node) -> Size:
 
 
 def bilinear_macs(node: Node) -> Size:
-    """weight [out, in1, in2]: an output element sums in1*in2 products of two inputs and a weight, counted as one each."""
+    """weight [out, in1, in2]: an output element sums in1*in2 products of three factors, one MAC each."""
     return product((numel(node), *shape(argument(node, "weight"))[1:]))
 
 
 def attention_macs(node: Node) -> Size:
-    """query [.., L, E], key [.., S, E], value [.., S, Ev]: scores L*S*E and result L*S*Ev for every leading position.
+    """query [.., L, E], key [.., S, E], value [.., S, Ev]: L*S*E and L*S*Ev for every leading position.
 
     A causal mask is not taken off: every kernel without special support computes the masked scores too.
     """
@@ -46,7 +46,7 @@ def attention_macs(node: Node) -> Size:
 
 
 def equation_macs(node: Node) -> Size:
-    """One product for every value of every letter; a product of n operands counts as n - 1, with no better order."""
+    """One product for every value of every letter, n - 1 for n operands: no cheaper order is looked for."""
     text, tensors = equation(node), operands(node)
     terms = text.split("->")[0].split(",")
     letters: dict[str, Size] = {}
@@ -86,8 +86,9 @@ def operands(node: Node) -> tuple[Node, ...]:
 
 
 def equation(node: Node) -> str:
-    """The Einstein equation of a product, `...` standing for axes that broadcast. Of `scaled_dot_product_attention` it
-    is the equation of its two products together, between which comes a softmax over s.
+    """The Einstein equation of a product, `...` standing for axes that broadcast. Of
+    `scaled_dot_product_attention` it is the equation of its two products together, between which comes a
+    softmax over s.
 
     Raises:
         KeyError: the operator is not a product.

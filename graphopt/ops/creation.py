@@ -9,9 +9,9 @@ from graphopt.ops.info import Kind, OpInfo, rows
 __all__ = ["ROWS"]
 
 CONSTANTS = """
-    arange arange.start arange.start_step scalar_tensor eye eye.m linspace full_like zeros_like ones_like tril_indices
-    triu_indices hann_window hann_window.periodic hamming_window hamming_window.periodic blackman_window
-    blackman_window.periodic
+    arange arange.start arange.start_step scalar_tensor eye eye.m linspace full_like zeros_like ones_like
+    tril_indices triu_indices hann_window hann_window.periodic hamming_window hamming_window.periodic
+    blackman_window blackman_window.periodic
 """
 SIZED = "full zeros ones new_full new_zeros new_ones"
 GENERATORS = """

@@ -1,4 +1,4 @@
-"""Element-wise operators: output element i depends on elements i of the operands, which broadcast together."""
+"""Element-wise operators: output element i depends on elements i of the operands, broadcast together."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ def elementwise(work: int = 1, *, commutative: bool = False, operands: tuple[str
 
 
 ARITHMETIC = """
-    abs absolute neg negative positive sign sgn signbit square reciprocal floor ceil trunc fix frac round round.decimals
-    relu relu6 threshold hardtanh leaky_relu hardshrink softshrink clamp clamp.Tensor clamp_min clamp_min.Tensor
-    clamp_max clamp_max.Tensor clip clip.Tensor nan_to_num isnan isinf isfinite isposinf isneginf logical_not
-    bitwise_not rad2deg deg2rad
-    add.Scalar sub.Tensor sub.Scalar subtract.Tensor subtract.Scalar rsub.Tensor rsub.Scalar mul.Scalar multiply.Scalar
-    div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode divide.Tensor divide.Scalar divide.Tensor_mode
-    divide.Scalar_mode true_divide.Tensor true_divide.Scalar floor_divide floor_divide.Scalar
-    remainder.Tensor remainder.Scalar remainder.Scalar_Tensor fmod.Tensor fmod.Scalar
+    abs absolute neg negative positive sign sgn signbit square reciprocal floor ceil trunc fix frac round
+    round.decimals relu relu6 threshold hardtanh leaky_relu hardshrink softshrink clamp clamp.Tensor clamp_min
+    clamp_min.Tensor clamp_max clamp_max.Tensor clip clip.Tensor nan_to_num isnan isinf isfinite isposinf
+    isneginf logical_not bitwise_not rad2deg deg2rad heaviside copysign.Tensor copysign.Scalar
+    add.Scalar sub.Tensor sub.Scalar subtract.Tensor subtract.Scalar rsub.Tensor rsub.Scalar mul.Scalar
+    multiply.Scalar div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode divide.Tensor divide.Scalar
+    divide.Tensor_mode divide.Scalar_mode true_divide.Tensor true_divide.Scalar floor_divide
+    floor_divide.Scalar remainder.Tensor remainder.Scalar remainder.Scalar_Tensor fmod.Tensor fmod.Scalar
     bitwise_and.Scalar bitwise_and.Scalar_Tensor bitwise_or.Scalar bitwise_or.Scalar_Tensor bitwise_xor.Scalar
     bitwise_xor.Scalar_Tensor bitwise_left_shift.Tensor bitwise_left_shift.Tensor_Scalar
     bitwise_left_shift.Scalar_Tensor bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar
-    bitwise_right_shift.Scalar_Tensor
-    __and__.Scalar __or__.Scalar __xor__.Scalar __lshift__.Tensor __lshift__.Scalar __rshift__.Tensor __rshift__.Scalar
+    bitwise_right_shift.Scalar_Tensor __and__.Scalar __or__.Scalar __xor__.Scalar __lshift__.Tensor
+    __lshift__.Scalar __rshift__.Tensor __rshift__.Scalar
     eq.Scalar ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor ge.Scalar
-    less.Tensor less.Scalar less_equal.Tensor less_equal.Scalar greater.Tensor greater.Scalar greater_equal.Tensor
-    greater_equal.Scalar not_equal.Scalar heaviside copysign.Tensor copysign.Scalar
+    less.Tensor less.Scalar less_equal.Tensor less_equal.Scalar greater.Tensor greater.Scalar
+    greater_equal.Tensor greater_equal.Scalar not_equal.Scalar
     where.self where.ScalarSelf where.ScalarOther where.Scalar masked_fill.Scalar masked_fill.Tensor
 """
 COMMUTATIVE = """
@@ -39,17 +39,19 @@ COMMUTATIVE = """
 TRANSCENDENTAL = """
     exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh
     arcsin arccos arctan arcsinh arccosh arctanh erf erfc erfinv lgamma digamma special_erf special_erfc
-    special_erfinv special_exp2 special_expm1 special_log1p special_gammaln special_digamma special_psi i0 special_i0
-    pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar float_power.Tensor_Scalar float_power.Tensor_Tensor
-    float_power.Scalar atan2 arctan2
+    special_erfinv special_exp2 special_expm1 special_log1p special_gammaln special_digamma special_psi i0
+    special_i0 pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar float_power.Tensor_Scalar
+    float_power.Tensor_Tensor float_power.Scalar atan2 arctan2
 """
-SEVERAL_STEPS = {
-    2: "lerp.Tensor lerp.Scalar addcmul addcdiv hardsigmoid elu celu selu sinc special_sinc isclose log_sigmoid ldexp.Tensor",
-    3: "sigmoid special_expit hardswish softplus logit special_logit logaddexp logaddexp2 hypot xlogy.Tensor "
-    "xlogy.Scalar_Self xlogy.Scalar_Other special_xlogy special_entr special_ndtr special_xlog1py",
-    4: "silu",
-    5: "gelu mish",
-}
+TWO_STEPS = """
+    lerp.Tensor lerp.Scalar addcmul addcdiv hardsigmoid elu celu selu sinc special_sinc isclose log_sigmoid
+    ldexp.Tensor
+"""
+THREE_STEPS = """
+    sigmoid special_expit hardswish softplus logit special_logit logaddexp logaddexp2 hypot xlogy.Tensor
+    xlogy.Scalar_Self xlogy.Scalar_Other special_xlogy special_entr special_ndtr special_xlog1py
+"""
+SEVERAL_STEPS = {2: TWO_STEPS, 3: THREE_STEPS, 4: "silu", 5: "gelu mish"}
 # The second tensor gives a dtype or a device, not values.
 CASTS = "to.dtype to.dtype_layout to.device to.other type_as _to_copy"
 QUANTIZATION = "fake_quantize_per_tensor_affine fake_quantize_per_tensor_affine.tensor_qparams"

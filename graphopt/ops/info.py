@@ -38,10 +38,10 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Literal:
-    """A number written in a call that has to agree with the size of an axis.
+    """A number in a call that has to agree with the size of an axis.
 
-    `argument` is the schema name, `value` what is written there; `size` is what the axis `axis` of `operand` (a schema
-    name, or `output`) asks for. With `divides`, `value` has to divide `size`, otherwise to equal it.
+    `argument` is the schema name, `value` what is written there; `size` is what the axis `axis` of `operand`
+    (a schema name, or `output`) asks for. `value` has to equal `size`, or with `divides` to divide it.
     """
 
     argument: str
@@ -67,13 +67,15 @@ class OpInfo:
     Attributes:
         kind: the family.
         axes: how axes of the inputs relate to axes of the output.
-        macs: multiply-accumulates of a call, from the shapes in `meta["val"]`; None for an operator that has none.
-        work: arithmetic operations per output element apart from `macs`, a transcendental function counting as one;
-            for poolings and reductions, per input element.
-        commutative: the first two tensor operands may be swapped. Scalars still matter: ask `is_commutative(node)`.
+        macs: multiply-accumulates of a call, from the shapes in `meta["val"]`; None: the operator has none.
+        work: arithmetic operations per element of the largest tensor that the call reads or makes, apart from
+            `macs`; a transcendental function counts as one.
+        commutative: the first two tensor operands may be swapped, unless a scalar forbids it: ask
+            `is_commutative(node)`.
         training: name of the argument that is the training flag. Ask `is_training(node)`: some calls of a norm
             without running statistics set the flag in both modes.
-        probability: name of the argument that makes a call random when it is above zero (and `training`, if any, is set).
+        probability: name of the argument that makes a call random when it is above zero (and `training` is
+            set, where there is such a flag).
         stateful: a training call updates running statistics in place.
         view: may share memory with its input and then moves no bytes. Ask `is_view(node)`.
         random: draws random numbers whatever its arguments.
@@ -94,7 +96,7 @@ class OpInfo:
 
     @property
     def pure(self) -> bool:
-        """Every call may be removed, merged or folded. False also when that depends on the call: ask `is_pure(node)`."""
+        """Every call may be removed, merged or folded; where it depends on the call, ask `is_pure(node)`."""
         return not (self.random or self.stateful or self.probability or self.kind is Kind.RANDOM)
 
 

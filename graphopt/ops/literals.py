@@ -77,7 +77,7 @@ def split_sizes(name: str) -> Callable[[Node], Iterator[Literal]]:
 
 
 def channel_groups(name: str, operand: str, axis: int, power: int = 1) -> Callable[[Node], Iterator[Literal]]:
-    """A number that, raised to `power`, divides the size of `axis`: the groups of a group norm, a shuffle factor."""
+    """A number that, raised to `power`, divides the size of `axis`: groups of a norm, a shuffle factor."""
 
     def literals(node: Node) -> Iterator[Literal]:
         dims, value = shape(argument(node, operand)), written(argument(node, name))
@@ -88,7 +88,7 @@ def channel_groups(name: str, operand: str, axis: int, power: int = 1) -> Callab
 
 
 def conv_groups(window: int, transposed: bool) -> Callable[[Node], Iterator[Literal]]:
-    """`groups` of a convolution: weight [out, in/groups, ...], or [in, out/groups, ...] of a transposed one."""
+    """`groups` of a convolution: weight [out, in/groups, ...], transposed [in, out/groups, ...]."""
 
     def literals(node: Node) -> Iterator[Literal]:
         groups = written(argument(node, "groups"))

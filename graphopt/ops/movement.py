@@ -16,15 +16,15 @@ VIEWS = """
     contiguous atleast_1d atleast_2d atleast_3d unsafe_split.Tensor unsafe_chunk
 """
 COPIES = """
-    clone lift_fresh_copy detach_copy alias_copy permute_copy transpose_copy.int t_copy squeeze_copy squeeze_copy.dim
-    squeeze_copy.dims unsqueeze_copy select_copy.int slice_copy.Tensor narrow_copy unbind_copy.int split_copy.Tensor
-    diagonal_copy unfold_copy flip fliplr flipud roll rot90 repeat tile repeat_interleave.self_int im2col
-    constant_pad_nd pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
-    replication_pad3d tril triu diag diag_embed diagflat
+    clone lift_fresh_copy detach_copy alias_copy permute_copy transpose_copy.int t_copy squeeze_copy
+    squeeze_copy.dim squeeze_copy.dims unsqueeze_copy select_copy.int slice_copy.Tensor narrow_copy
+    unbind_copy.int split_copy.Tensor diagonal_copy unfold_copy flip fliplr flipud roll rot90 repeat tile
+    repeat_interleave.self_int im2col constant_pad_nd pad reflection_pad1d reflection_pad2d reflection_pad3d
+    replication_pad1d replication_pad2d replication_pad3d tril triu diag diag_embed diagflat
 """
 JOINS = """
-    cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag meshgrid meshgrid.indexing
-    broadcast_tensors
+    cat concat concatenate stack hstack vstack dstack column_stack row_stack block_diag meshgrid
+    meshgrid.indexing broadcast_tensors
 """
 SCATTERS = "select_scatter slice_scatter diagonal_scatter"
 

@@ -9,16 +9,18 @@ __all__ = ["ROWS"]
 
 BY_AXES = """
     sum.dim_IntList mean.dim nansum nanmean amax amin var.dim var.correction std.dim std.correction
-    var_mean.dim var_mean.correction std_mean.dim std_mean.correction logsumexp special_logsumexp prod.dim_int max.dim
-    min.dim argmax argmin any.dim all.dim norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype linalg_vector_norm aminmax
-    median.dim nanmedian.dim mode kthvalue
+    var_mean.dim var_mean.correction std_mean.dim std_mean.correction logsumexp special_logsumexp prod.dim_int
+    max.dim min.dim argmax argmin any.dim all.dim norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype
+    linalg_vector_norm aminmax median.dim nanmedian.dim mode kthvalue
 """
-OF_ALL = "var sum mean prod max min any all std var_mean std_mean median nanmedian norm.Scalar norm.ScalarOpt_dtype"
+OF_ALL = """
+    var sum mean prod max min any all std var_mean std_mean median nanmedian norm.Scalar norm.ScalarOpt_dtype
+"""
 SCANS = "cumsum cumprod cummax cummin logcumsumexp"
 LOSSES = """
     mse_loss l1_loss smooth_l1_loss huber_loss cross_entropy_loss nll_loss nll_loss2d nll_loss_nd kl_div
-    binary_cross_entropy binary_cross_entropy_with_logits soft_margin_loss hinge_embedding_loss poisson_nll_loss
-    margin_ranking_loss cosine_embedding_loss triplet_margin_loss
+    binary_cross_entropy binary_cross_entropy_with_logits soft_margin_loss hinge_embedding_loss
+    poisson_nll_loss margin_ranking_loss cosine_embedding_loss triplet_margin_loss
 """
 
 

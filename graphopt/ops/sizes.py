@@ -1,30 +1,30 @@
 """Sizes of the tensors in a graph, as numbers or as sympy expressions; no size is ever forced to a number.
 
-`torch.SymInt` arithmetic runs through the shape environment and may add guards. The expressions behind it do not, so
-everything that counts (multiply-accumulates, bytes, elements) counts in them.
+`torch.SymInt` arithmetic runs through the shape environment and may add guards. The expressions behind it do
+not, so everything that counts (multiply-accumulates, bytes, elements) counts in them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.fx import Node
 
 if TYPE_CHECKING:
-    import sympy
+    import sympy  # type: ignore[import-untyped]  # sympy publishes no types
 
-    Size = int | sympy.Expr
-else:
-    Size = Any
+Size: TypeAlias = "int | sympy.Expr"
 
 __all__ = ["Size", "numel", "product", "rank", "shape", "to_size"]
 
 
 def to_size(value: int | torch.SymInt) -> Size:
-    """An int as it is; a `torch.SymInt` as the sympy expression behind it, or an int where that is a constant."""
+    """An int as it is; a `torch.SymInt` as the sympy expression behind it, or an int where that is a
+    constant.
+    """
     if not isinstance(value, torch.SymInt):
         return int(value)
     expression: sympy.Expr = value.node.expr

@@ -53,10 +53,11 @@ PYTHON: Mapping[object, OpInfo] = MappingProxyType(
     {operator.getitem: GETITEM}
     | dict.fromkeys(
         (
-            operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.pow,
-            operator.neg, operator.pos, operator.abs, operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
-            operator.ge, operator.and_, operator.or_, operator.not_, math.ceil, math.floor, math.trunc, torch.sym_max,
-            torch.sym_min, torch.sym_int, torch.sym_float, torch.sym_not, torch.sym_ite,
+            operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod,
+            operator.pow, operator.neg, operator.pos, operator.abs, operator.eq, operator.ne, operator.lt,
+            operator.le, operator.gt, operator.ge, operator.and_, operator.or_, operator.not_, math.ceil,
+            math.floor, math.trunc, torch.sym_max, torch.sym_min, torch.sym_int, torch.sym_float,
+            torch.sym_not, torch.sym_ite,
         ),
         SIZE,
     )
@@ -103,8 +104,8 @@ def _draws(node: Node, info: OpInfo) -> bool:
 
 
 def is_training(node: Node) -> bool | None:
-    """The training flag of a call. None: the operator has none, or the flag does not follow the model's mode, as in a
-    norm that keeps no running statistics and computes them from its input in both modes.
+    """The training flag of a call. None: the operator has none, or the flag does not follow the model's mode,
+    as in a norm that keeps no running statistics and computes them from its input in both modes.
     """
     info = lookup(node.target)
     if info is None or info.training is None:
@@ -121,7 +122,9 @@ def is_commutative(node: Node) -> bool:
 
 
 def is_barrier(node: Node) -> bool:
-    """Whether nothing may move across the node: an operator that is unknown, or about whose axes nothing is claimed."""
+    """Whether nothing may move across the node: an operator that is unknown, or about whose axes nothing is
+    claimed.
+    """
     if node.op != "call_function":
         return node.op in ("call_module", "call_method")
     info = lookup(node.target)
@@ -131,7 +134,8 @@ def is_barrier(node: Node) -> bool:
 def is_view(node: Node) -> bool:
     """Whether the output shares memory with the first input, so that the call moves no bytes.
 
-    A reshape or `contiguous` shares memory where its input is stored in order of its axes, a cast where the dtype stays.
+    A reshape or `contiguous` shares memory where its input is stored in order of its axes, a cast where the
+    dtype stays.
     """
     info = lookup(node.target)
     if info is None or not info.view:
@@ -156,7 +160,9 @@ SOMETIMES = frozenset(
 
 
 def in_order(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is stored densely in order of its axes, decided on the expressions of sizes and strides."""
+    """Whether a tensor is stored densely in order of its axes, decided on the expressions of sizes and
+    strides.
+    """
     expected: Size = 1
     for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
         if to_size(size) != 1 and to_size(stride) != expected:
