@@ -96,7 +96,7 @@ class OpInfo:
 
     @property
     def pure(self) -> bool:
-        """Every call may be removed, merged or folded; where it depends on the call, ask `is_pure(node)`."""
+        """Every call may be removed, merged or folded; else ask `is_pure(node)`."""
         return not (self.random or self.stateful or self.probability or self.kind is Kind.RANDOM)
 
 

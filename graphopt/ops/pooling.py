@@ -12,8 +12,15 @@ def pooling(trailing: int) -> OpInfo:
     return OpInfo(Kind.POOLING, Windowed(trailing), work=1)
 
 
-def resampling(trailing: int, work: int) -> OpInfo:
-    return OpInfo(Kind.RESAMPLING, Windowed(trailing), work=work)
+def resampling(names: str, trailing: int, work: int) -> dict[str, OpInfo]:
+    """Each operator, and its `vec` overload, which calls the tensor `input` and takes scale factors."""
+    return {
+        **rows(names, OpInfo(Kind.RESAMPLING, Windowed(trailing), work=work)),
+        **rows(
+            " ".join(f"{name}.vec" for name in names.split()),
+            OpInfo(Kind.RESAMPLING, Windowed(trailing, "input"), work=work),
+        ),
+    }
 
 
 ROWS: dict[str, OpInfo] = {
@@ -26,16 +33,11 @@ ROWS: dict[str, OpInfo] = {
     **rows(
         "avg_pool3d max_pool3d max_pool3d_with_indices adaptive_avg_pool3d adaptive_max_pool3d", pooling(3)
     ),
-    **rows("upsample_nearest1d upsample_nearest1d.vec", resampling(1, 0)),
-    **rows("_upsample_nearest_exact1d _upsample_nearest_exact1d.vec", resampling(1, 0)),
-    **rows("upsample_nearest2d upsample_nearest2d.vec", resampling(2, 0)),
-    **rows("_upsample_nearest_exact2d _upsample_nearest_exact2d.vec", resampling(2, 0)),
-    **rows("upsample_nearest3d upsample_nearest3d.vec", resampling(3, 0)),
-    **rows("_upsample_nearest_exact3d _upsample_nearest_exact3d.vec", resampling(3, 0)),
-    **rows("upsample_linear1d upsample_linear1d.vec", resampling(1, 3)),
-    **rows("upsample_bilinear2d upsample_bilinear2d.vec", resampling(2, 7)),
-    **rows("_upsample_bilinear2d_aa _upsample_bilinear2d_aa.vec", resampling(2, 7)),
-    **rows("upsample_trilinear3d upsample_trilinear3d.vec", resampling(3, 15)),
-    **rows("upsample_bicubic2d upsample_bicubic2d.vec", resampling(2, 31)),
-    **rows("_upsample_bicubic2d_aa _upsample_bicubic2d_aa.vec", resampling(2, 31)),
+    **resampling("upsample_nearest1d _upsample_nearest_exact1d", 1, 0),
+    **resampling("upsample_nearest2d _upsample_nearest_exact2d", 2, 0),
+    **resampling("upsample_nearest3d _upsample_nearest_exact3d", 3, 0),
+    **resampling("upsample_linear1d", 1, 3),
+    **resampling("upsample_bilinear2d _upsample_bilinear2d_aa", 2, 7),
+    **resampling("upsample_trilinear3d", 3, 15),
+    **resampling("upsample_bicubic2d _upsample_bicubic2d_aa", 2, 31),
 }

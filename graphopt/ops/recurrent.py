@@ -13,7 +13,7 @@ __all__ = ["ROWS"]
 
 
 def layer_macs(node: Node) -> Size:
-    """input [time, batch, in], in either order or without batch: every matrix is applied at every position."""
+    """input [time, batch, in], in any order or without batch: every matrix is applied everywhere."""
     positions = product(shape(argument(node, "input"))[:-1])
     matrices = [weight for weight in argument(node, "params") if len(shape(weight)) == 2]
     return sum((product((positions, numel(weight))) for weight in matrices), start=0)
