@@ -1,0 +1,237 @@
+"""Shapes without data: fake tensors, symbolic sizes and their propagation.
+
+One of the two files that use torch API below the public line (the other is `export.py`): FakeTensorMode, ShapeEnv and
+their rules for guards. Everything else asks here.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from graphopt.errors import GraphoptError, LoadError
+from graphopt.signature import Dim, Range
+
+__all__ = ["FakeTensor", "Shapes", "ShapeError", "dim_of", "is_symbolic", "shape_text"]
+
+
+class ShapeError(GraphoptError):
+    """An operator cannot be applied to its inputs, or would fix a size that has to stay free."""
+
+
+class Shapes:
+    """The symbolic sizes of one model and the propagation of fake tensors through its operators.
+
+    `names` maps each shape symbol to its name in the signature; `propagate` remembers what it has computed, so that
+    verifying a graph again costs only the nodes that are new.
+    """
+
+    def __init__(self, mode: FakeTensorMode | None = None, names: Mapping[sympy.Symbol, str] | None = None) -> None:
+        self.mode = mode or FakeTensorMode(shape_env=ShapeEnv())
+        self.names: dict[sympy.Symbol, str] = dict(names or {})
+        self._seen: dict[Hashable, Any] = {}
+
+    @property
+    def env(self) -> ShapeEnv:
+        env = self.mode.shape_env
+        assert env is not None
+        return env
+
+    def declare(self, name: str, range_: Range, example: int) -> torch.SymInt:
+        """A new named size. `example` is the size it has where a number is unavoidable (cost at a default size)."""
+        source = ConstantSource(name)
+        symbol = self.env.create_symbol(example, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+        assert isinstance(symbol, sympy.Symbol)
+        self.names[symbol] = name
+        size = self.env.create_symintnode(symbol, hint=example, source=source)
+        assert isinstance(size, torch.SymInt)
+        return size
+
+    def tensor(self, dtype: torch.dtype, dims: Iterable[Dim], sizes: Mapping[str, torch.SymInt]) -> FakeTensor:
+        """A fake tensor whose dims are numbers or expressions over the named `sizes`."""
+        with self.mode:
+            made = torch.empty([dim if isinstance(dim, int) else size_of(dim, sizes) for dim in dims], dtype=dtype)
+        assert isinstance(made, FakeTensor)
+        return made
+
+    def fake(self, tensor: torch.Tensor) -> FakeTensor:
+        """The fake counterpart of a weight: same shape, strides, dtype and device, no data."""
+        return self.mode.from_tensor(tensor, static_shapes=True)
+
+    def propagate(self, node: fx.Node) -> Any:
+        """Run the operator of `node` on the fake values of its inputs.
+
+        Raises:
+            ShapeError: when the operator refuses the inputs, or fixes a symbolic size.
+        """
+        key = (node.target, _fingerprint(node.args), _fingerprint(node.kwargs))
+        if key not in self._seen:
+            self._seen[key] = self._run(node)
+        return self._seen[key]
+
+    def _run(self, node: fx.Node) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), _value_of)
+        env = self.env
+        guards, replacements, ranges = len(env.guards), dict(env.replacements), dict(env.var_to_range)
+        assert callable(node.target)
+        try:
+            with self.mode, torch.no_grad():
+                result = node.target(*args, **kwargs)
+        except Exception as error:  # any refusal of an operator is a shape error; its text is kept
+            raise ShapeError(_first_line(error)) from error
+        fixed = [guard.expr for guard in env.guards[guards:] if isinstance(guard.expr, sympy.Eq)]
+        if fixed:
+            # The environment is shared by every copy of the model, so what it just learnt is taken back.
+            del env.guards[guards:]
+            env.replacements, env.var_to_range = replacements, ranges
+            env._replacements_version_counter += 1
+            env._update_version_counter()
+            env._inner_evaluate_expr.cache_clear()
+            env.fake_tensor_cache.clear()
+            raise ShapeError(f"it would require {' and '.join(self.name(expr) for expr in fixed)}")
+        return result
+
+    def name(self, size: object) -> str:
+        """A size, or an expression over sizes, in the signature's names."""
+        expr = size.node.expr if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) else size
+        if isinstance(expr, sympy.Basic):
+            renamed = expr.subs({symbol: sympy.Symbol(name) for symbol, name in self.names.items()})
+            return str(renamed).replace(" ", "")
+        return str(expr)
+
+    def dims(self, value: torch.Tensor) -> tuple[Dim, ...]:
+        """The shape of a fake tensor as the signature writes it."""
+        return tuple(dim_of(size, self) for size in value.shape)
+
+    def describe(self, value: object) -> str:
+        """A value as the printer shows it: `float32[batch, 3, 224, 224]`, `int batch`, `(..., ...)`."""
+        if isinstance(value, torch.Tensor):
+            return f"{dtype_name(value.dtype)}[{', '.join(map(str, self.dims(value)))}]"
+        if isinstance(value, tuple | list):
+            return f"({', '.join(self.describe(item) for item in value)})"
+        if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return f"{value.node.pytype.__name__} {self.name(value)}"
+        return type(value).__name__
+
+
+def dim_of(size: int | torch.SymInt, shapes: Shapes) -> Dim:
+    """A size as plain data: a number, or an expression in the signature's names."""
+    if isinstance(size, torch.SymInt):
+        expr = size.node.expr
+        return int(expr) if expr.is_number else shapes.name(expr)
+    return int(size)
+
+
+def is_symbolic(value: object) -> bool:
+    """Whether a fake value has a size that is not a number."""
+    if isinstance(value, torch.Tensor):
+        return any(isinstance(size, torch.SymInt) for size in value.shape)
+    return isinstance(value, torch.SymInt)
+
+
+def shape_text(value: object) -> str:
+    """What invariant I3 compares: dtype, device and shape of every tensor in `value`."""
+    if isinstance(value, torch.Tensor):
+        sizes = ", ".join(_expr_text(size) for size in value.shape)
+        return f"{dtype_name(value.dtype)}[{sizes}]@{value.device.type}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(shape_text(item) for item in value)})"
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return _expr_text(value)
+    return repr(value)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _expr_text(size: object) -> str:
+    expr = size.node.expr if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) else size
+    if isinstance(expr, sympy.Basic) and any(str(symbol).startswith("u") for symbol in expr.free_symbols):
+        return "?"  # data-dependent: every propagation makes a new symbol
+    return str(expr)
+
+
+def _value_of(node: fx.Node) -> Any:
+    if "val" not in node.meta:
+        raise ShapeError(f"'{node.name}' has no shape")
+    return node.meta["val"]
+
+
+def _fingerprint(arg: Any) -> Hashable:
+    """Everything about an argument that the shape of the result can depend on."""
+    if isinstance(arg, fx.Node):
+        return _fingerprint_value(arg.meta.get("val"))
+    if isinstance(arg, tuple | list):
+        return tuple(_fingerprint(item) for item in arg)
+    if isinstance(arg, dict):
+        return tuple((key, _fingerprint(item)) for key, item in arg.items())
+    if isinstance(arg, slice):
+        return ("slice", _fingerprint(arg.start), _fingerprint(arg.stop), _fingerprint(arg.step))
+    return (type(arg), arg)
+
+
+def _fingerprint_value(value: Any) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        cached = getattr(value, "_graphopt_key", None)
+        if cached is None:
+            sizes = tuple(_size_key(size) for size in value.shape)
+            strides = tuple(_size_key(step) for step in value.stride()) if value.layout is torch.strided else ()
+            cached = ("tensor", value.dtype, value.device, sizes, strides)
+            value._graphopt_key = cached  # type: ignore[attr-defined]  # computed once per fake tensor
+        return cached
+    if isinstance(value, tuple | list):
+        return tuple(_fingerprint_value(item) for item in value)
+    return ("size", _size_key(value))
+
+
+def _size_key(size: Any) -> Hashable:
+    return size.node.expr if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) else size
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+
+
+def size_of(expression: str, sizes: Mapping[str, Any]) -> Any:
+    """The value of a size expression such as `2*batch+1`; only names, integers and integer arithmetic are read.
+
+    Raises:
+        LoadError: for anything else.
+    """
+
+    def value(tree: ast.expr) -> Any:
+        if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
+            return tree.value
+        if isinstance(tree, ast.Name) and tree.id in sizes:
+            return sizes[tree.id]
+        if isinstance(tree, ast.BinOp) and type(tree.op) in _ARITHMETIC:
+            return _ARITHMETIC[type(tree.op)](value(tree.left), value(tree.right))
+        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
+            return -value(tree.operand)
+        raise LoadError(f"'{expression}' is not a size over {', '.join(sizes) or 'no names'}")
+
+    try:
+        return value(ast.parse(expression, mode="eval").body)
+    except SyntaxError as error:
+        raise LoadError(f"'{expression}' is not a size") from error

@@ -1,0 +1,157 @@
+"""Execute an ONNX graph with torch functions, as a module whose parameters carry the ONNX names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from graphopt.errors import UnsupportedError
+from graphopt.frontends.onnx import call, operators  # noqa: F401  # importing the operators registers them
+from graphopt.frontends.onnx.reader import Graph, Node
+from graphopt.frontends.onnx.registry import Operator
+from graphopt.frontends.onnx.roles import is_parameter
+from graphopt.frontends.onnx.values import Constant, Known, Refusal, Value
+
+__all__ = ["OnnxModule"]
+
+
+class OnnxModule(nn.Module):
+    """An ONNX graph as a module: inputs and outputs in the order of the file.
+
+    A floating-point weight is a parameter, every other stored tensor a buffer, both under their ONNX names. A dot in a
+    name makes nested modules, as in `layer1.0.weight`. A name that Python or torch cannot take (one that is
+    also the prefix of another, an empty part, an attribute of `nn.Module`) gets its dots, or itself, extended by `_`.
+
+    Raises:
+        UnsupportedError: naming every node that graphopt does not handle.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self._onnx = graph
+        self._plan: list[tuple[Node, Operator]] = []
+        self._paths: dict[str, str] = {}
+        self._used: set[str] = set()
+        self._constants: dict[str, Constant] = {n: Constant(n, t) for n, t in graph.constants.items()}
+        self._check()
+        trainable = {name for name in self._candidates() if is_parameter(name, graph, self._constants[name].tensor)}
+        self._fold(trainable)
+        for name, constant in self._constants.items():
+            self._store(name, constant.tensor, trainable=name in trainable)
+
+    def _check(self) -> None:
+        errors = []
+        for node in self._onnx.nodes:
+            try:
+                self._plan.append((node, call.find(node, self._onnx.opset)))
+            except Refusal as error:
+                errors.append(call.unsupported(node, self._onnx.opset, self._onnx.source, error.why, error.todo))
+        if errors:
+            raise _together(errors)
+
+    def _candidates(self) -> list[str]:
+        """Initialisers, and the values of Constant nodes, which become constants here."""
+        for node, entry in self._plan:
+            if node.operator == "Constant":
+                with self._naming(node):
+                    self._constants[node.outputs[0]] = Constant(node.outputs[0], entry.function(**node.attributes))
+        self._plan = [(node, entry) for node, entry in self._plan if node.operator != "Constant"]
+        return list(self._constants)
+
+    @torch.no_grad()
+    def _fold(self, trainable: set[str]) -> None:
+        """Compute what depends on constants alone, so that it can serve as a shape; never across a parameter."""
+        rest = []
+        for node, entry in self._plan:
+            inputs = [self._constants.get(name) for name in node.inputs if name]
+            if any(value is None or value.name in trainable for value in inputs):
+                rest.append((node, entry))
+                continue
+            with self._naming(node):
+                results = call.run(node, entry, self._values(node, {}), lambda constant: constant.tensor)
+            for name, value in zip(node.outputs, results, strict=False):
+                self._constants[name] = Constant(name, _as_tensor(value))
+        self._plan = rest
+
+    def _values(self, node: Node, env: Mapping[str, Value]) -> list[Value | None]:
+        return [None if not name else env[name] if name in env else self._constants[name] for name in node.inputs]
+
+    def _store(self, name: str, tensor: Tensor, *, trainable: bool) -> None:
+        owner, leaf = self._place(name)
+        if trainable:
+            owner.register_parameter(leaf, nn.Parameter(tensor.clone()))
+        else:
+            owner.register_buffer(leaf, tensor)
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        parts = name.split(".")
+        leaders = {other.rsplit(".", n)[0] for other in self._constants for n in range(1, other.count(".") + 1)}
+        if not all(parts) or any(".".join(parts[:n]) in self._constants for n in range(1, len(parts))):
+            parts = [name.replace(".", "_")]
+        owner: nn.Module = self
+        for part in parts[:-1]:
+            if part not in owner._modules:
+                while hasattr(owner, part):
+                    part += "_"
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        leaf = parts[-1] + "_" if name in leaders else parts[-1]
+        while hasattr(owner, leaf):
+            leaf += "_"
+        self._paths[name] = ".".join([*parts[:-1], leaf])
+        return owner, leaf
+
+    def _load(self, constant: Constant) -> Tensor:
+        path = self._paths[constant.name]
+        self._used.add(path)
+        owner, _, leaf = path.rpartition(".")
+        found = getattr(self.get_submodule(owner), leaf)
+        assert isinstance(found, Tensor)
+        return found
+
+    def drop_unused(self) -> None:
+        """Forget the constants that no call so far has read as tensors: they served as shapes, or not at all."""
+        for path in set(self._paths.values()) - self._used:
+            owner, _, leaf = path.rpartition(".")
+            delattr(self.get_submodule(owner), leaf)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        env: dict[str, Value] = {spec.name: x for spec, x in zip(self._onnx.inputs, inputs, strict=True)}
+        for node, entry in self._plan:
+            with self._naming(node):
+                results = call.run(node, entry, self._values(node, env), self._load)
+            env.update(zip(node.outputs, results, strict=False))
+        return tuple(self._output(name, env) for name in self._onnx.outputs)
+
+    def _output(self, name: str, env: Mapping[str, Value]) -> Tensor:
+        value = env[name] if name in env else self._constants[name]
+        if isinstance(value, Constant):
+            return self._load(value)
+        return value.tensor() if isinstance(value, Known) else value
+
+    @contextmanager
+    def _naming(self, node: Node) -> Iterator[None]:
+        """Put the node's name into whatever its execution raises."""
+        try:
+            yield
+        except Refusal as error:
+            raise call.unsupported(node, self._onnx.opset, self._onnx.source, error.why, error.todo) from error
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+            why = f"torch cannot run it: {str(error).strip().splitlines()[0] if str(error).strip() else type(error)}"
+            raise call.unsupported(node, self._onnx.opset, self._onnx.source, why) from error
+
+
+def _as_tensor(value: Value) -> Tensor:
+    return value.tensor() if isinstance(value, Known) else value.tensor if isinstance(value, Constant) else value
+
+
+def _together(errors: list[UnsupportedError]) -> UnsupportedError:
+    """One error for all nodes, the first one's advice kept."""
+    unique = {error.what: error for error in errors}
+    first = errors[0]
+    more = [f"{error.what} at {error.where}" for error in list(unique.values())[1:]]
+    return UnsupportedError(first.what, where=first.where, why="; ".join(["also: " + m for m in more]) or None, todo=first.todo)

@@ -1,0 +1,198 @@
+"""Capture of a PyTorch module."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import linecache
+import re
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from graphopt.errors import UnsupportedError, UsageError
+from graphopt.export import from_exported_program
+from graphopt.model import Model
+from graphopt.verify import verify
+
+__all__ = ["capture"]
+
+_SIZE = re.compile(r"(?:(\d+)\s*\*\s*)?([A-Za-z_]\w*)$")
+
+
+def capture(
+    module: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: Mapping[str | int, Any] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> Model:
+    """Trace `module` on example inputs into a Model, in the mode (train or eval) it is in. The module stays as it is.
+
+    Args:
+        args, kwargs: example inputs; tensors may sit in dicts, lists, tuples and registered dataclasses.
+        dynamic: sizes that stay free, by input name or position: `{"x": {0: "batch"}}`. Equal names are equal sizes;
+            `"8*h"` is a multiple; a `torch.export.Dim` gives a range. For an input that is a structure, the same
+            structure of such dicts.
+        input_names, output_names: names for the flat inputs and outputs, in place of torch's.
+
+    Raises:
+        UsageError: when `dynamic` names no input, or the example inputs do not fit the module.
+        UnsupportedError: for data-dependent control flow and what else cannot be traced, with the user's line.
+    """
+    args, kwargs = tuple(args), dict(kwargs or {})
+    inputs = _bind(module, args, kwargs)
+    specs = _dynamic_specs(inputs, dynamic or {})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of things that are checked here anyway
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=specs, strict=False)
+    except Exception as error:
+        raise _explain(error, module) from error
+    model = from_exported_program(
+        program,
+        mode="train" if module.training else "eval",
+        dim_names=_dim_names(inputs, specs),
+        input_names=input_names,
+        output_names=output_names,
+    )
+    verify(model)
+    return model
+
+
+def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The example inputs by parameter name, in the order torch.export wants them."""
+    signature = inspect.signature(module.forward)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise UsageError(
+            f"the example inputs do not fit {type(module).__name__}.forward{signature}", why=str(error)
+        ) from error
+    inputs: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            inputs |= value
+        else:
+            inputs[name] = value
+    return inputs
+
+
+def _dynamic_specs(inputs: dict[str, Any], dynamic: Mapping[str | int, Any]) -> dict[str, Any]:
+    names = list(inputs)
+    dims: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
+    for key, spec in dynamic.items():
+        name = names[key] if isinstance(key, int) and -len(names) <= key < len(names) else key
+        if name not in inputs:
+            near = difflib.get_close_matches(str(key), names)
+            raise UsageError(
+                f"dynamic names the input {key!r}, the module takes {', '.join(names)}",
+                todo=f"did you mean '{near[0]}'?" if near else "use the name or the position of an input",
+            )
+        by_name[str(name)] = spec
+    return {name: _spec_tree(value, by_name.get(name), name, dims) for name, value in inputs.items()}
+
+
+def _spec_tree(value: Any, spec: Any, path: str, dims: dict[str, Any]) -> Any:
+    """`spec` completed to the structure of `value`: None for what stays fixed, torch dims for names."""
+    if spec is None:
+        return pytree.tree_map(lambda _: None, value)
+    if isinstance(value, torch.Tensor):
+        if not isinstance(spec, Mapping) or not all(isinstance(axis, int) for axis in spec):
+            raise UsageError(f"dynamic for '{path}' is {spec!r}, a tensor takes {{axis: name}}")
+        wrong = [axis for axis in spec if not -value.ndim <= axis < value.ndim]
+        if wrong:
+            raise UsageError(f"dynamic for '{path}' names axis {wrong[0]}, the tensor has {value.ndim} axes")
+        return {axis % value.ndim: _dim(size, dims) for axis, size in spec.items()}
+    if isinstance(value, Mapping) and isinstance(spec, Mapping):
+        unknown = [key for key in spec if key not in value]
+        if unknown:
+            raise UsageError(f"dynamic for '{path}' names {unknown[0]!r}, it holds {', '.join(map(str, value))}")
+        return {key: _spec_tree(item, spec.get(key), f"{path}.{key}", dims) for key, item in value.items()}
+    if isinstance(value, list | tuple) and isinstance(spec, list | tuple) and len(value) == len(spec):
+        return type(value)(_spec_tree(v, s, f"{path}[{i}]", dims) for i, (v, s) in enumerate(zip(value, spec, strict=True)))
+    raise UsageError(f"dynamic for '{path}' is {spec!r}, which does not have the structure of the input")
+
+
+def _dim(size: Any, dims: dict[str, Any]) -> Any:
+    if not isinstance(size, str):
+        return size
+    match = _SIZE.match(size)
+    if match is None:
+        raise UsageError(f"dynamic size {size!r} is not a name or a multiple such as '8*h'")
+    name = match[2]
+    base = dims.setdefault(name, Dim(name))
+    return base if match[1] is None else int(match[1]) * base
+
+
+def _dim_names(inputs: dict[str, Any], specs: dict[str, Any]) -> dict[tuple[int, int], str]:
+    """Names of the free sizes by (flat tensor input, axis); multiples are named through their base."""
+    names: dict[tuple[int, int], str] = {}
+    flat = pytree.tree_leaves(inputs)
+    leaves = pytree.tree_leaves(specs, is_leaf=lambda s: s is None or _is_axis_spec(s))
+    position = 0
+    for value, spec in zip(flat, leaves, strict=True):
+        if not isinstance(value, torch.Tensor):
+            continue
+        for axis, dim in (spec or {}).items():
+            if isinstance(dim, Dim) and "root" not in vars(dim):
+                names[position, axis] = dim.__name__
+        position += 1
+    return names
+
+
+def _is_axis_spec(spec: Any) -> bool:
+    return isinstance(spec, dict) and bool(spec) and all(isinstance(axis, int) for axis in spec)
+
+
+def _explain(error: Exception, module: nn.Module) -> UsageError | UnsupportedError:
+    """A torch error as one of ours, with the line of the user's code at which tracing stopped."""
+    if isinstance(error, UnsupportedError | UsageError):
+        return error
+    where = _user_line(error) or f"{type(module).__name__}.forward"
+    text = str(error).strip()
+    kind = type(error).__name__
+    if "data-dependent" in text.lower() or "GuardOnDataDependent" in kind:
+        return UnsupportedError(
+            "the model decides by the values of a tensor, which a graph cannot hold",
+            where=where,
+            why=text.splitlines()[0],
+            todo="use torch.where, or move the decision out of forward",
+        )
+    if "Constraints violated" in text or "constraint" in text.lower():
+        return UnsupportedError(
+            "a size that `dynamic` leaves free is fixed or restricted by the model",
+            where=where,
+            why=text,
+            todo="leave that size out of `dynamic`, or name a multiple or a range that the model accepts",
+        )
+    first = text.splitlines()[0] if text else kind
+    return UnsupportedError(
+        f"torch.export cannot trace the model: {first}",
+        where=where,
+        why=f"{kind}: {text[:2000]}" if "\n" in text else None,
+        todo="call the module on the same inputs first; if that works, rewrite the line above with plain tensor operators",
+    )
+
+
+def _user_line(error: BaseException) -> str:
+    """The innermost frame outside torch and graphopt in the traceback of `error` or of what caused it."""
+    found = ""
+    current: BaseException | None = error
+    while current is not None:
+        for frame, line in traceback.walk_tb(current.__traceback__):
+            file = frame.f_code.co_filename
+            if "/torch/" in file or "/graphopt/" in file or file.startswith("<"):
+                continue
+            found = f"{file}:{line}: {linecache.getline(file, line).strip()}"
+        current = current.__cause__ or current.__context__
+    return found

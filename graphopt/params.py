@@ -1,0 +1,186 @@
+"""The tensors a model owns: parameters, buffers and constants by name, with the ties between them."""
+
+from __future__ import annotations
+
+import enum
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from graphopt.errors import GraphoptError
+
+__all__ = ["Entry", "ParamKind", "ParamTable"]
+
+
+class ParamKind(enum.Enum):
+    """What becomes of a tensor: trained, saved with the state, or only part of the graph."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    CONSTANT = "constant"  # a non-persistent buffer: part of the program, absent from state_dict
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named tensor."""
+
+    name: str
+    tensor: torch.Tensor
+    kind: ParamKind
+
+
+@dataclass
+class ParamTable(Mapping[str, torch.Tensor]):
+    """A view on the tensors of a GraphModule, by full name.
+
+    `masks` marks elements of a parameter that must stay zero (bool, of the parameter's shape); `precision` names the
+    dtype that a floating-point parameter is meant to be stored in. Names that share one tensor are ties: they were
+    one tensor in the user's module and must stay one.
+    """
+
+    module: fx.GraphModule
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)
+    precision: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        owner, leaf = self._owner(name)
+        for table in (owner._parameters, owner._buffers):
+            if (tensor := table.get(leaf)) is not None:
+                return tensor
+        raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        try:
+            self[name]
+        except (KeyError, AttributeError):
+            return False
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return (entry.name for entry in self.entries())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.entries())
+
+    def entries(self) -> Iterator[Entry]:
+        """All tensors, submodule by submodule, in order of registration; tied names are each listed."""
+        for path, owner in self.module.named_modules():
+            prefix = f"{path}." if path else ""
+            for leaf, parameter in owner._parameters.items():
+                if parameter is not None:
+                    yield Entry(prefix + leaf, parameter, ParamKind.PARAMETER)
+            for leaf, buffer in owner._buffers.items():
+                if buffer is not None:
+                    transient = leaf in owner._non_persistent_buffers_set
+                    yield Entry(prefix + leaf, buffer, ParamKind.CONSTANT if transient else ParamKind.BUFFER)
+
+    def kind(self, name: str) -> ParamKind:
+        owner, leaf = self._owner(name)
+        if leaf in owner._parameters:
+            return ParamKind.PARAMETER
+        return ParamKind.CONSTANT if leaf in owner._non_persistent_buffers_set else ParamKind.BUFFER
+
+    def ties(self) -> list[frozenset[str]]:
+        """The sets of two or more names that share one tensor."""
+        names: defaultdict[int, list[str]] = defaultdict(list)
+        for entry in self.entries():
+            names[id(entry.tensor)].append(entry.name)
+        return [frozenset(group) for group in names.values() if len(group) > 1]
+
+    def aliases(self, name: str) -> frozenset[str]:
+        """All names of the tensor called `name`, itself included."""
+        tensor = self[name]
+        return frozenset(entry.name for entry in self.entries() if entry.tensor is tensor)
+
+    def add(self, name: str, tensor: torch.Tensor, kind: ParamKind) -> None:
+        """Register `tensor` under `name`, making the submodules on the way.
+
+        Raises:
+            GraphoptError: when something else already has that name.
+        """
+        path, _, leaf = name.rpartition(".")
+        owner: nn.Module = self.module
+        for part in path.split(".") if path else ():
+            if part not in owner._modules:
+                if hasattr(owner, part):
+                    raise GraphoptError(f"'{name}' cannot be added: '{part}' is not a module")
+                owner._modules[part] = nn.Module()
+            child = owner._modules[part]
+            assert child is not None
+            owner = child
+        if hasattr(owner, leaf):
+            raise GraphoptError(f"'{name}' cannot be added: the name is taken")
+        if kind is ParamKind.PARAMETER:
+            owner.register_parameter(leaf, _as_parameter(tensor))
+        else:
+            owner.register_buffer(leaf, tensor.detach(), persistent=kind is ParamKind.BUFFER)
+
+    def set(self, name: str, tensor: torch.Tensor) -> None:
+        """Give `name`, and every name tied to it, a new value; the old tensor is left as it is."""
+        old = self[name]
+        kind = self.kind(name)
+        if kind is ParamKind.PARAMETER:
+            tensor = _as_parameter(tensor, requires_grad=old.requires_grad)
+        for alias in self.aliases(name):
+            owner, leaf = self._owner(alias)
+            table = owner._parameters if leaf in owner._parameters else owner._buffers
+            table[leaf] = tensor  # type: ignore[assignment]  # the two tables differ in their value type only
+
+    def remove(self, name: str) -> None:
+        """Forget `name`, and the submodules that are empty without it. Names tied to it stay."""
+        owner, leaf = self._owner(name)
+        for table in (owner._parameters, owner._buffers):
+            table.pop(leaf, None)
+        owner._non_persistent_buffers_set.discard(leaf)
+        self.masks.pop(name, None)
+        self.precision.pop(name, None)
+        path = name.rpartition(".")[0]
+        while path and not any(True for _ in self._below(path)):
+            parent, _, child = path.rpartition(".")
+            del self.module.get_submodule(parent)._modules[child]
+            path = parent
+
+    def fresh_name(self, wanted: str) -> str:
+        """`wanted`, or `wanted_1`, `wanted_2`, ... when the name is taken."""
+        name, count = wanted, 0
+        while self._taken(name):
+            count += 1
+            name = f"{wanted}_{count}"
+        return name
+
+    def _taken(self, name: str) -> bool:
+        owner: nn.Module = self.module
+        *path, leaf = name.split(".")
+        for part in path:
+            child = owner._modules.get(part)
+            if child is None:
+                return hasattr(owner, part)
+            owner = child
+        return hasattr(owner, leaf)
+
+    def _owner(self, name: str) -> tuple[nn.Module, str]:
+        path, _, leaf = name.rpartition(".")
+        owner: nn.Module = self.module
+        for part in path.split(".") if path else ():
+            child = owner._modules.get(part)
+            if child is None:
+                raise KeyError(name)
+            owner = child
+        return owner, leaf
+
+    def _below(self, path: str) -> Iterator[torch.Tensor]:
+        owner = self.module.get_submodule(path)
+        yield from owner.parameters()
+        yield from owner.buffers()
+
+
+def _as_parameter(tensor: torch.Tensor, requires_grad: bool = True) -> nn.Parameter:
+    if isinstance(tensor, nn.Parameter) and tensor.requires_grad == requires_grad:
+        return tensor
+    differentiable = tensor.is_floating_point() or tensor.is_complex()
+    return nn.Parameter(tensor.detach(), requires_grad=requires_grad and differentiable)
