@@ -79,7 +79,7 @@ class Depthwise(nn.Module):
 
 
 class TransposedGrouped(nn.Module):
-    """The weight of a transposed convolution is [in, out/groups, kh, kw]: its output axis is the second one."""
+    """A transposed convolution keeps its weight as [in, out/groups, kh, kw]: outputs on the second axis."""
 
     def __init__(self) -> None:
         super().__init__()
