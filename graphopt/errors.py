@@ -32,9 +32,7 @@ class GraphoptError(Exception):
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(
-        self, what: str, *, where: str | None = None, why: str | None = None, todo: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, where: str | None = None, why: str | None = None, todo: str | None = None) -> None:
         super().__init__(what)
         self.what, self.where, self.why, self.todo = what, where, why, todo
 

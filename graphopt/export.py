@@ -14,6 +14,7 @@ import sympy
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from graphopt.errors import GraphoptError
@@ -26,7 +27,7 @@ from graphopt.ops import is_pure
 from graphopt.params import ParamKind
 from graphopt.signature import ConstSpec, Range, Signature, TensorSpec, ValueSpec
 
-__all__ = ["from_exported_program", "to_exported_program"]
+__all__ = ["example_sizes", "from_exported_program", "make_codegen", "to_exported_program"]
 
 aten = torch.ops.aten
 
@@ -115,10 +116,17 @@ def to_exported_program(model: Model) -> ExportedProgram:
         ) from error
 
 
+def make_codegen(arguments: Sequence[str], in_spec: pytree.TreeSpec, out_spec: pytree.TreeSpec) -> Any:
+    """The code generator of a graph whose inputs and outputs are structures."""
+    return _PyTreeCodeGen(_PyTreeInfo(list(arguments), in_spec, out_spec))
+
+
 def example_sizes(model: Model) -> dict[str, int]:
     """One legal size for every named dim: the size it had at capture, or the smallest that is no special case."""
-    sizes = {name: max(r.min, 2) if r.max is None else min(max(r.min, 2), r.max) for name, r in
-             model.signature.ranges.items()}
+    sizes = {
+        name: max(r.min, 2) if r.max is None else min(max(r.min, 2), r.max)
+        for name, r in model.signature.ranges.items()
+    }
     for spec, example in zip(model.signature.tensor_inputs, model.example, strict=False):
         for dim, size in zip(spec.dims, example.shape, strict=True):
             if isinstance(dim, str) and dim in sizes and size > 1:
@@ -218,7 +226,9 @@ def _copy_tensors(source: nn.Module, model: Model, unused: Sequence[str]) -> Non
 def _example(program: ExportedProgram) -> list[torch.Tensor]:
     if program.example_inputs is None:
         return []
-    return [leaf.detach().clone() for leaf in pytree.tree_leaves(program.example_inputs) if isinstance(leaf, torch.Tensor)]
+    return [
+        leaf.detach().clone() for leaf in pytree.tree_leaves(program.example_inputs) if isinstance(leaf, torch.Tensor)
+    ]
 
 
 def _signature(
@@ -240,8 +250,9 @@ def _signature(
         low = int(found.lower) if found is not None else 0
         high = int(found.upper) if found is not None and found.upper.is_finite and found.upper < 2**40 else None
         ranges[name] = Range(low, high)
-    return Signature(tuple(inputs), tuple(outputs), ranges, pytree.treespec_dumps(info.in_spec),
-                     pytree.treespec_dumps(info.out_spec))
+    return Signature(
+        tuple(inputs), tuple(outputs), ranges, pytree.treespec_dumps(info.in_spec), pytree.treespec_dumps(info.out_spec)
+    )
 
 
 def _spec(name: str, value: Any, shapes: Shapes) -> ValueSpec:

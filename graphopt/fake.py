@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -21,7 +23,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from graphopt.errors import GraphoptError, LoadError
 from graphopt.signature import Dim, Range
 
-__all__ = ["FakeTensor", "Shapes", "ShapeError", "dim_of", "is_symbolic", "shape_text"]
+__all__ = ["FakeTensor", "ShapeError", "Shapes", "dim_of", "is_symbolic", "shape_text"]
 
 
 class ShapeError(GraphoptError):
@@ -67,6 +69,13 @@ class Shapes:
         """The fake counterpart of a weight: same shape, strides, dtype and device, no data."""
         return self.mode.from_tensor(tensor, static_shapes=True)
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside, operators on fake tensors compute shapes."""
+        # Without the Python dispatcher some operators (constant_pad_nd) run C++ code that fixes free sizes.
+        with self.mode, enable_python_dispatcher(), torch.no_grad():
+            yield
+
     def propagate(self, node: fx.Node) -> Any:
         """Run the operator of `node` on the fake values of its inputs.
 
@@ -84,7 +93,7 @@ class Shapes:
         guards, replacements, ranges = len(env.guards), dict(env.replacements), dict(env.var_to_range)
         assert callable(node.target)
         try:
-            with self.mode, torch.no_grad():
+            with self.running():
                 result = node.target(*args, **kwargs)
         except Exception as error:  # any refusal of an operator is a shape error; its text is kept
             raise ShapeError(_first_line(error)) from error
@@ -182,7 +191,7 @@ def _fingerprint(arg: Any) -> Hashable:
 
 def _fingerprint_value(value: Any) -> Hashable:
     if isinstance(value, torch.Tensor):
-        cached = getattr(value, "_graphopt_key", None)
+        cached: Hashable = getattr(value, "_graphopt_key", None)
         if cached is None:
             sizes = tuple(_size_key(size) for size in value.shape)
             strides = tuple(_size_key(step) for step in value.stride()) if value.layout is torch.strided else ()

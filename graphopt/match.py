@@ -1,9 +1,9 @@
 """Patterns over the graph. A match binds names to nodes; a failed match says which node did not fit and why.
 
-    pattern = Op(aten.batch_norm.default, input=Op(aten.conv2d.default, name="conv", sole_user=True), training=False)
-    found = match(pattern, node)
-    if not found:
-        rw.skip(node, found.reason)
+pattern = Op(aten.batch_norm.default, input=Op(aten.conv2d.default, name="conv", sole_user=True), training=False)
+found = match(pattern, node)
+if not found:
+    rw.skip(node, found.reason)
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ def is_running_statistic(node: fx.Node) -> bool:
         return False
     written = node.args[0]
     return (
-        isinstance(written, fx.Node) and written.op == "get_attr" and str(written.target).endswith("num_batches_tracked")
+        isinstance(written, fx.Node)
+        and written.op == "get_attr"
+        and str(written.target).endswith("num_batches_tracked")
     )
 
 

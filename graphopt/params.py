@@ -44,6 +44,7 @@ class ParamTable(Mapping[str, torch.Tensor]):
     module: fx.GraphModule
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
     precision: dict[str, str] = field(default_factory=dict)
+    _names: dict[int, set[str]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         owner, leaf = self._owner(name)
@@ -95,7 +96,16 @@ class ParamTable(Mapping[str, torch.Tensor]):
     def aliases(self, name: str) -> frozenset[str]:
         """All names of the tensor called `name`, itself included."""
         tensor = self[name]
-        return frozenset(entry.name for entry in self.entries() if entry.tensor is tensor)
+        if self._names is None:
+            self._names = {}
+            for entry in self.entries():
+                self._names.setdefault(id(entry.tensor), set()).add(entry.name)
+        found = self._names.get(id(tensor), set())
+        return frozenset(alias for alias in found if self.get(alias) is tensor) | {name}
+
+    def reindex(self) -> None:
+        """Look all names up again: the module may have been edited from outside since the last question."""
+        self._names = None
 
     def add(self, name: str, tensor: torch.Tensor, kind: ParamKind) -> None:
         """Register `tensor` under `name`, making the submodules on the way.
@@ -116,9 +126,12 @@ class ParamTable(Mapping[str, torch.Tensor]):
         if hasattr(owner, leaf):
             raise GraphoptError(f"'{name}' cannot be added: the name is taken")
         if kind is ParamKind.PARAMETER:
-            owner.register_parameter(leaf, _as_parameter(tensor))
+            owner.register_parameter(leaf, tensor if isinstance(tensor, nn.Parameter) else _as_parameter(tensor))
         else:
-            owner.register_buffer(leaf, tensor.detach(), persistent=kind is ParamKind.BUFFER)
+            # The same object under two names is a tie, so a plain tensor must not be wrapped anew.
+            plain = tensor.detach() if tensor.requires_grad or isinstance(tensor, nn.Parameter) else tensor
+            owner.register_buffer(leaf, plain, persistent=kind is ParamKind.BUFFER)
+        self._note(name)
 
     def set(self, name: str, tensor: torch.Tensor) -> None:
         """Give `name`, and every name tied to it, a new value; the old tensor is left as it is."""
@@ -130,6 +143,7 @@ class ParamTable(Mapping[str, torch.Tensor]):
             owner, leaf = self._owner(alias)
             table = owner._parameters if leaf in owner._parameters else owner._buffers
             table[leaf] = tensor  # type: ignore[assignment]  # the two tables differ in their value type only
+            self._note(alias)
 
     def remove(self, name: str) -> None:
         """Forget `name`, and the submodules that are empty without it. Names tied to it stay."""
@@ -152,6 +166,10 @@ class ParamTable(Mapping[str, torch.Tensor]):
             count += 1
             name = f"{wanted}_{count}"
         return name
+
+    def _note(self, name: str) -> None:
+        if self._names is not None:
+            self._names.setdefault(id(self[name]), set()).add(name)
 
     def _taken(self, name: str) -> bool:
         owner: nn.Module = self.module

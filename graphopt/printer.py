@@ -13,7 +13,7 @@ from torch import fx
 if TYPE_CHECKING:
     from graphopt.model import Model
 
-__all__ = ["excerpt", "module_path", "operator_name", "print_model", "print_node", "source_of"]
+__all__ = ["excerpt", "module_path", "operator_name", "print_model", "print_node", "source_line", "source_of"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 
@@ -55,6 +55,8 @@ def operator_name(target: Any) -> str:
 
 def module_path(node: fx.Node) -> str:
     """The path of the module that called the operator, such as `features.0.conv`; empty at the top level."""
+    if "path" in node.meta:
+        return str(node.meta["path"])
     stack = node.meta.get("nn_module_stack") or {}
     paths = [entry[0] if isinstance(entry, tuple | list) else str(entry) for entry in stack.values()]
     return str(paths[-1]) if paths else ""
@@ -66,11 +68,16 @@ def source_of(node: fx.Node) -> str:
     path = module_path(node)
     if path:
         place += f" in module '{path}'"
-    frame = user_frame(str(node.meta.get("stack_trace") or ""))
+    frame = source_line(node)
     return f"{place}\n{frame}" if frame else place
 
 
-def user_frame(stack: str) -> str:
+def source_line(node: fx.Node) -> str:
+    """The user's own line that made the operator, as `file:line: code`; empty when it is not known."""
+    return str(node.meta.get("source") or _user_frame(str(node.meta.get("stack_trace") or "")))
+
+
+def _user_frame(stack: str) -> str:
     """The innermost frame of a stack trace that lies outside torch, as `file:line: code`."""
     frames = [(match[1], int(match[2])) for match in _FRAME.finditer(stack)]
     own = [frame for frame in frames if "/torch/" not in frame[0] and not frame[0].startswith("<")]

@@ -38,6 +38,9 @@ class Rewriter:
         self.misses: list[Miss] = []
         self.limit = limit
         self._touched: set[Node] = set()
+        self.params.reindex()
+        self._readers = {str(node.target): node for node in self.graph.nodes if node.op == "get_attr"}
+        self._first = next((n for n in self.graph.nodes if n.op in ("call_function", "output")), None)
         self._before = {node: (node.target, node.args, node.kwargs) for node in self.graph.nodes}
         self._versions = {name: (tensor, tensor._version) for name, tensor in self.params.items()}
 
@@ -88,8 +91,8 @@ class Rewriter:
         others = [other.name for other in tensor.users if other is not user]
         if others:
             return f"'{tensor.target}' is also used by '{others[0]}'"
-        used = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
-        tied = sorted((self.params.aliases(str(tensor.target)) & used) - {str(tensor.target)})
+        name = str(tensor.target)
+        tied = sorted((self.params.aliases(name) & self._readers.keys()) - {name})
         if tied:
             return f"'{tensor.target}' is tied to '{tied[0]}'"
         return None
@@ -108,6 +111,8 @@ class Rewriter:
         """
         with self.graph.inserting_before(before):
             node = self.graph.call_function(op, args, kwargs)
+        if before is self._first:
+            self._first = node
         self._inherit(node, like or before)
         try:
             node.meta["val"] = self.model.shapes.propagate(node)
@@ -123,14 +128,20 @@ class Rewriter:
         """Add a tensor under `name`, or a free name close to it, and return its node."""
         name = self.params.fresh_name(name)
         self.params.add(name, tensor, kind)
-        first = next((n for n in self.graph.nodes if n.op == "call_function"), None)
-        with self.graph.inserting_before(first or next(n for n in self.graph.nodes if n.op == "output")):
+        with self.graph.inserting_before(self._first_call()):
             node = self.graph.create_node("get_attr", name, name=name.replace(".", "_"))
+        self._readers[name] = node
         if like is not None:
             self._inherit(node, like)
         node.meta["val"] = self.model.shapes.fake(self.params[name])
         self._touched.add(node)
         return node
+
+    def _first_call(self) -> Node:
+        """The call, or the output, that stands first: tensors go in front of it."""
+        if self._first is None or self._first._erased:
+            self._first = next(n for n in self.graph.nodes if n.op in ("call_function", "output"))
+        return self._first
 
     def set_tensor(self, node: Node, tensor: torch.Tensor, why: str) -> None:
         """Give a weight a new value; names tied to it follow. The old tensor itself is not written to."""
@@ -196,11 +207,9 @@ class Rewriter:
 
     def _forget(self, name: str) -> None:
         """Drop a tensor that nothing uses any more, under all its names; one that is in use under another stays."""
-        used = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
-        if name in used:
-            return
+        self._readers.pop(name, None)
         aliases = self.params.aliases(name)
-        if aliases & used:
+        if aliases & self._readers.keys():
             self.model.kept.add(name)
             return
         for alias in aliases:
@@ -213,7 +222,7 @@ class Rewriter:
                 self.model.kept.discard(counter)
 
     def _inherit(self, node: Node, source: Node) -> None:
-        for key in ("stack_trace", "nn_module_stack"):
+        for key in ("stack_trace", "nn_module_stack", "path", "source"):
             if key in source.meta:
                 node.meta[key] = source.meta[key]
         if training_flag(node) is not None and "fixed_mode" in source.meta:

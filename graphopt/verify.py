@@ -59,7 +59,9 @@ def verify(model: Model) -> None:
 def _fail(number: str, what: str, node: fx.Node | None = None, model: Model | None = None, todo: str = "") -> NoReturn:
     where = f"{source_of(node)}\n{excerpt(node, model)}" if node is not None else None
     raise VerifyError(
-        f"{number} {what}", where=where, todo=todo or "this is a bug in the pass that ran last: report it with the reproducer"
+        f"{number} {what}",
+        where=where,
+        todo=todo or "this is a bug in the pass that ran last: report it with the reproducer",
     )
 
 
@@ -71,7 +73,9 @@ def _check_nodes(model: Model) -> None:
         if node.op == "output":
             outputs += 1
         elif node.op != "call_function" or not _is_known_call(node.target):
-            _fail("I1", f"'{node.name}' is {node.op} of {operator_name(node.target)}, not an ATen overload", node, model)
+            _fail(
+                "I1", f"'{node.name}' is {node.op} of {operator_name(node.target)}, not an ATen overload", node, model
+            )
     if outputs != 1:
         _fail("I1", f"the graph has {outputs} outputs nodes, not one")
 
@@ -88,7 +92,12 @@ def _check_tensors(model: Model) -> None:
         if node.target not in model.params:
             _fail("I2", f"'{node.name}' names the tensor '{node.target}', which does not exist", node, model)
         if node.target in used:
-            _fail("I2", f"the tensor '{node.target}' has two nodes, '{used[node.target].name}' and '{node.name}'", node, model)
+            _fail(
+                "I2",
+                f"the tensor '{node.target}' has two nodes, '{used[node.target].name}' and '{node.name}'",
+                node,
+                model,
+            )
         used[node.target] = node
     known = set(model.params)
     unused = sorted(known - used.keys() - model.kept)
@@ -130,13 +139,13 @@ def _compare_specs(side: str, leaves: Iterable[Any], specs: tuple[ValueSpec, ...
         _fail("I4", f"the graph has {len(found)} {side}s, the signature {len(specs)}")
     for leaf, spec in zip(found, specs, strict=True):
         value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf
-        is_tensor = isinstance(value, torch.Tensor)
-        if is_tensor != isinstance(spec, TensorSpec):
-            _fail("I4", f"{side} '{spec.name}' is {model.shapes.describe(value)}, the signature says {spec}")
-        if is_tensor and isinstance(spec, TensorSpec):
+        if isinstance(value, torch.Tensor) and isinstance(spec, TensorSpec):
             dims = tuple(dim_of(size, model.shapes) for size in value.shape)
-            if dims != spec.dims or dtype_name(value.dtype) != spec.dtype:
-                _fail("I4", f"{side} '{spec.name}' is {model.shapes.describe(value)}, the signature says {spec}")
+            fits = dims == spec.dims and dtype_name(value.dtype) == spec.dtype
+        else:
+            fits = not isinstance(value, torch.Tensor) and not isinstance(spec, TensorSpec)
+        if not fits:
+            _fail("I4", f"{side} '{spec.name}' is {model.shapes.describe(value)}, the signature says {spec}")
 
 
 def _check_order(model: Model) -> None:
@@ -172,12 +181,17 @@ def _check_records(model: Model) -> None:
             _fail("I7", f"there is a mask for '{name}', which does not exist")
         if mask.shape != model.params[name].shape or mask.dtype is not torch.bool:
             shape = list(model.params[name].shape)
-            _fail("I7", f"the mask of '{name}' is {dtype_name(mask.dtype)}{list(mask.shape)}, the tensor has shape {shape}")
+            _fail(
+                "I7",
+                f"the mask of '{name}' is {dtype_name(mask.dtype)}{list(mask.shape)}, the tensor has shape {shape}",
+            )
     for name, dtype in model.params.precision.items():
         if name not in model.params:
             _fail("I7", f"there is a precision for '{name}', which does not exist")
         wanted = getattr(torch, dtype, None)
-        if not isinstance(wanted, torch.dtype) or not (wanted.is_floating_point and model.params[name].is_floating_point()):
+        if not isinstance(wanted, torch.dtype) or not (
+            wanted.is_floating_point and model.params[name].is_floating_point()
+        ):
             _fail("I7", f"the precision of '{name}' is {dtype!r}, the tensor is {dtype_name(model.params[name].dtype)}")
 
 

@@ -186,7 +186,7 @@ def _find_bases(graph: fx.Graph, shapes: Shapes) -> dict[fx.Node, fx.Node]:
     fake tensors, whose storages are as real as those of the tensors they stand for."""
     values: dict[fx.Node, Any] = {}
     base: dict[fx.Node, fx.Node] = {}
-    with shapes.mode, torch.no_grad():
+    with shapes.running():
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 values[node] = node.meta.get("val")
@@ -231,7 +231,7 @@ def _unpermute(view: fx.Node, base: fx.Node, new: fx.Node) -> tuple[Any, tuple[A
     dims = view.args[1]
     assert isinstance(dims, list | tuple)
     rank = len(dims)
-    order = [int(dim) % rank for dim in dims]  # type: ignore[arg-type,call-overload]  # literals by the schema
+    order = [int(dim) % rank for dim in dims]  # type: ignore[arg-type]  # literals by the schema
     return aten.permute.default, (new, [order.index(axis) for axis in range(rank)])
 
 

@@ -119,7 +119,9 @@ def _spec_tree(value: Any, spec: Any, path: str, dims: dict[str, Any]) -> Any:
             raise UsageError(f"dynamic for '{path}' names {unknown[0]!r}, it holds {', '.join(map(str, value))}")
         return {key: _spec_tree(item, spec.get(key), f"{path}.{key}", dims) for key, item in value.items()}
     if isinstance(value, list | tuple) and isinstance(spec, list | tuple) and len(value) == len(spec):
-        return type(value)(_spec_tree(v, s, f"{path}[{i}]", dims) for i, (v, s) in enumerate(zip(value, spec, strict=True)))
+        return type(value)(
+            _spec_tree(v, s, f"{path}[{i}]", dims) for i, (v, s) in enumerate(zip(value, spec, strict=True))
+        )
     raise UsageError(f"dynamic for '{path}' is {spec!r}, which does not have the structure of the input")
 
 

@@ -1,0 +1,36 @@
+# Everything runs in a virtual environment inside the checkout, made on first use and again when its inputs change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.graphopt-installed
+# Two test workers, one thread each: more threads than cores slow every kernel down.
+JOBS ?= 2
+
+.PHONY: demo test lint docs bench new-pass clean
+
+demo: $(STAMP)
+	$(BIN)/python -m benchmarks.demo
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist=worksteal
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/python .ci/typecheck
+
+docs: $(STAMP)
+	$(BIN)/python -m graphopt.tools.docs
+
+new-pass: $(STAMP)
+	@$(BIN)/python -m graphopt.tools.new_pass $(NAME)
+
+# torchvision's wheel asks for no more than the torch that is pinned here.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "setuptools>=77"
+	$(BIN)/pip install --quiet --editable ".[test]"
+	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) .links .mypy_cache .ruff_cache .pytest_cache build *.egg-info

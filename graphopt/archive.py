@@ -1,0 +1,197 @@
+"""`.gopt` files: the graph as JSON, the tensors as safetensors, the rest in `model.json`. A folder or a zip file.
+
+model.json           schema, versions, signature, mode, history, kinds and ties of the tensors, sizes of the example
+graph.json           the operators, without weights
+weights.safetensors  every tensor once
+example.safetensors  integer and boolean example inputs, which say what indices are legal
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from graphopt import __version__
+from graphopt.errors import GraphoptError, LoadError, UnsupportedError
+from graphopt.export import example_sizes, make_codegen
+from graphopt.fake import Shapes
+from graphopt.files import write_whole
+from graphopt.graph_json import graph_from_json, graph_to_json
+from graphopt.model import Model, empty_module
+from graphopt.params import ParamKind
+from graphopt.sample import sample_inputs
+from graphopt.signature import Signature
+from graphopt.verify import verify
+
+__all__ = ["SCHEMA", "load_gopt", "save_gopt"]
+
+SCHEMA = 1
+"""Version of the format; a reader takes this one only."""
+
+_FILES = ("model.json", "graph.json", "weights.safetensors", "example.safetensors")
+
+
+def save_gopt(model: Model, path: Path) -> None:
+    """Write `model`; a folder when `path` is one already, else a zip file. Two writes of one model are equal bytes."""
+    contents = _contents(model)
+    with write_whole(path) as scratch:
+        if path.is_dir():
+            scratch.mkdir()
+            for name, data in contents.items():
+                (scratch / name).write_bytes(data)
+            return
+        with zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name, data in contents.items():
+                archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo's default date keeps the bytes the same
+
+
+def load_gopt(path: Path) -> Model:
+    """Read a model and verify it.
+
+    Raises:
+        LoadError: for a missing part, damaged JSON or tensors, another schema, or a graph that does not verify.
+    """
+    data = _read(path)
+    try:
+        header = json.loads(data["model.json"])
+        if header.get("schema") != SCHEMA:
+            raise LoadError(
+                f"'{path}' has schema {header.get('schema')!r}, this version reads {SCHEMA}",
+                todo=f"it was written by graphopt {header.get('versions', {}).get('graphopt', '?')}",
+            )
+        model = _assemble(header, json.loads(data["graph.json"]), data)
+        verify(model)
+    except LoadError:
+        raise
+    except GraphoptError as error:
+        raise LoadError(f"'{path}' holds no valid model: {error.what}", where=error.where) from error
+    except Exception as error:  # whatever a damaged file makes the readers raise
+        raise LoadError(f"'{path}' is damaged", why=f"{type(error).__name__}: {error}") from error
+    return model
+
+
+def _contents(model: Model) -> dict[str, bytes]:
+    tensors, kinds, aliases = _tensors(model)
+    header = {
+        "schema": SCHEMA,
+        "versions": {"graphopt": __version__, "torch": torch.__version__},
+        "signature": model.signature.to_json(),
+        "arguments": list(model.graph._codegen.pytree_info.orig_args),  # type: ignore[attr-defined]  # set at capture
+        "mode": model.mode,
+        "history": list(model.history),
+        "kept": sorted(model.kept),
+        "tensors": kinds,
+        "aliases": aliases,
+        "precision": dict(sorted(model.params.precision.items())),
+        "example_sizes": example_sizes(model),
+    }
+    example = {
+        f"{position}": tensor.contiguous()
+        for position, tensor in enumerate(model.example)
+        if not tensor.is_floating_point() and not tensor.is_complex()
+    }
+    return {
+        "model.json": _json(header),
+        "graph.json": _json(graph_to_json(model)),
+        "weights.safetensors": _pack(tensors),
+        "example.safetensors": _pack(example),
+    }
+
+
+def _tensors(model: Model) -> tuple[dict[str, torch.Tensor], dict[str, list[Any]], dict[str, str]]:
+    """Every tensor once by its first name, [kind, requires_grad] of all names, and the first name of each alias."""
+    tensors: dict[str, torch.Tensor] = {}
+    kinds: dict[str, list[Any]] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for entry in model.params.entries():
+        kinds[entry.name] = [entry.kind.value, entry.tensor.requires_grad]
+        name = first.setdefault(id(entry.tensor), entry.name)
+        if name != entry.name:
+            aliases[entry.name] = name
+        else:
+            tensors[f"tensor/{name}"] = entry.tensor.detach().contiguous()
+    for name, mask in model.params.masks.items():
+        tensors[f"mask/{name}"] = mask.contiguous()
+    return tensors, kinds, aliases
+
+
+def _pack(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    try:
+        return bytes(tensors_to_bytes(dict(tensors)))
+    except (KeyError, ValueError, RuntimeError) as error:
+        dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
+        raise UnsupportedError(
+            "a tensor has a dtype that .gopt cannot hold", why=f"{error}; dtypes: {dtypes}"
+        ) from error
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    try:
+        if path.is_dir():
+            return {name: (path / name).read_bytes() for name in _FILES}
+        with zipfile.ZipFile(path) as archive:
+            return {name: archive.read(name) for name in _FILES}
+    except (zipfile.BadZipFile, KeyError, OSError) as error:
+        raise LoadError(f"'{path}' is no .gopt model", why=str(error)) from error
+
+
+def _assemble(header: Mapping[str, Any], graph: Mapping[str, Any], data: Mapping[str, bytes]) -> Model:
+    signature = Signature.from_json(header["signature"])
+    in_spec, out_spec = (_tree(text) for text in (signature.in_tree, signature.out_tree))
+    shapes = Shapes()
+    sizes = {
+        name: shapes.declare(name, range_, int(header["example_sizes"][name]))
+        for name, range_ in signature.ranges.items()
+    }
+    model = Model(
+        empty_module(), signature, shapes, mode=header["mode"], kept=header["kept"], history=header["history"]
+    )
+    _add_tensors(model, header, tensors_from_bytes(data["weights.safetensors"]))
+    model.module.graph = graph_from_json(graph, model, sizes)
+    model.graph._codegen = make_codegen(header["arguments"], in_spec, out_spec)
+    model.touch()
+    model.example = _example(model, header, tensors_from_bytes(data["example.safetensors"]))
+    return model
+
+
+def _add_tensors(model: Model, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    made: dict[str, torch.Tensor] = {}
+    for name, (kind, requires_grad) in header["tensors"].items():
+        first = header["aliases"].get(name, name)
+        if first not in made:
+            tensor = tensors[f"tensor/{first}"]
+            parameter = ParamKind(kind) is ParamKind.PARAMETER
+            made[first] = nn.Parameter(tensor, requires_grad=requires_grad) if parameter else tensor
+        model.params.add(name, made[first], ParamKind(kind))
+    model.params.masks = {key[5:]: tensor for key, tensor in tensors.items() if key.startswith("mask/")}
+    model.params.precision = dict(header["precision"])
+
+
+def _example(model: Model, header: Mapping[str, Any], stored: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    drawn = sample_inputs(model, sizes=header["example_sizes"])
+    return tuple(stored.get(str(position), tensor) for position, tensor in enumerate(drawn))
+
+
+def _tree(text: str) -> pytree.TreeSpec:
+    try:
+        return pytree.treespec_loads(text)
+    except Exception as error:  # torch raises several kinds for a type that is not registered
+        raise LoadError(
+            "the model takes or returns a structure that this process does not know",
+            why=str(error),
+            todo="import the module that defines and registers it before loading the model",
+        ) from error

@@ -1,0 +1,8 @@
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    operator: str
+    node: str
+    why: str

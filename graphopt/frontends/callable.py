@@ -1,0 +1,48 @@
+"""Models made by a Python function of the user's, named `module:callable`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from graphopt.errors import LoadError
+from graphopt.frontends.torch import capture
+from graphopt.model import Model
+
+__all__ = ["load_callable"]
+
+
+def load_callable(name: str) -> Model:
+    """Call `module:callable` and capture what it returns: `(nn.Module, args)`, or with a third item `(..., dynamic)`.
+
+    `args` is a tuple of positional example inputs, or a dict of keyword ones.
+
+    Raises:
+        LoadError: when the module or the function does not exist, or returns something else.
+    """
+    path, _, function = name.partition(":")
+    try:
+        home = importlib.import_module(path)
+    except ImportError as error:
+        raise LoadError(f"the module '{path}' of '{name}' cannot be imported", why=str(error)) from error
+    make = getattr(home, function, None)
+    if not callable(make):
+        raise LoadError(f"the module '{path}' has no function '{function}'")
+    return capture_returned(make(), name)
+
+
+def capture_returned(made: Any, name: str) -> Model:
+    """Capture the value that such a function returned."""
+    if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], nn.Module):
+        raise LoadError(
+            f"'{name}' returned a {type(made).__name__}, not (nn.Module, example_inputs)",
+            todo="return the module and a tuple (or dict) of example inputs, and optionally the `dynamic` of capture()",
+        )
+    module, inputs, *rest = made
+    dynamic = rest[0] if rest else None
+    if isinstance(inputs, Mapping):
+        return capture(module, (), inputs, dynamic=dynamic)
+    return capture(module, inputs if isinstance(inputs, tuple | list) else (inputs,), dynamic=dynamic)

@@ -1,0 +1,39 @@
+"""Seeded inputs that fit a model's signature, for checks and measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from graphopt.export import example_sizes
+from graphopt.fake import size_of
+from graphopt.model import Model
+
+__all__ = ["sample_inputs"]
+
+
+def sample_inputs(model: Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> list[torch.Tensor]:
+    """Flat tensor inputs: normal values for floating point; for integers and booleans, draws from the values that the
+    captured example holds (an index has to stay inside its table), or zeros where there is no example.
+
+    Args:
+        sizes: sizes of the named dims; by default those of the example.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    bound = {**example_sizes(model), **(sizes or {})}
+    examples: list[torch.Tensor | None] = list(model.example)
+    examples = examples or [None] * len(model.signature.tensor_inputs)
+    inputs = []
+    for spec, example in zip(model.signature.tensor_inputs, examples, strict=True):
+        shape = [dim if isinstance(dim, int) else int(size_of(dim, bound)) for dim in spec.dims]
+        dtype = getattr(torch, spec.dtype)
+        if dtype.is_floating_point or dtype.is_complex:
+            wide = torch.complex128 if dtype.is_complex else torch.float64
+            inputs.append(torch.randn(shape, generator=generator, dtype=wide).to(dtype))
+        elif example is None or example.numel() == 0:
+            inputs.append(torch.zeros(shape, dtype=dtype))
+        else:
+            picks = torch.randint(example.numel(), shape, generator=generator)
+            inputs.append(example.flatten()[picks.flatten()].reshape(shape))
+    return inputs
