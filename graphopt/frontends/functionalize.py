@@ -103,7 +103,8 @@ class _Functionalizer:
     def scatter(self, target: fx.Node, new: fx.Node) -> None:
         """Give `target` the value `new`, and everything it is a view of the value that follows from it."""
         if target in self.writes:
-            return self.scatter(self.base[target], new)
+            self.scatter(self.base[target], new)
+            return
         if target in self.base:
             base = self.base[target]
             self.scatter(base, self.put_back(target, self.current(base), new))
