@@ -111,7 +111,7 @@ class Rewriter:
         """
         with self.graph.inserting_before(before):
             node = self.graph.call_function(op, args, kwargs)
-        if before is self._first:
+        if before is self._first or before.op in ("get_attr", "placeholder"):
             self._first = node
         self._inherit(node, like or before)
         try:
