@@ -75,8 +75,4 @@ def arguments(node: Node) -> dict[str, Any]:
 def tensor_arguments(node: Node) -> dict[str, Any]:
     """The given arguments that the schema declares as tensors, optional tensors or lists of tensors."""
     types = {row.name: str(row.type) for row in _overload(node)._schema.arguments}
-    return {
-        name: value
-        for name, value in arguments(node).items()
-        if "Tensor" in types[name] and value is not None
-    }
+    return {name: value for name, value in arguments(node).items() if "Tensor" in types[name] and value is not None}

@@ -80,9 +80,7 @@ def operands(node: Node) -> tuple[Node, ...]:
     if not isinstance(axes, Product):
         raise KeyError(f"{node.target} is not a product of tensors")
     values = [argument(node, name) for name in axes.operands]
-    return tuple(
-        tensor for value in values for tensor in (value if isinstance(value, (list, tuple)) else [value])
-    )
+    return tuple(tensor for value in values for tensor in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 def equation(node: Node) -> str:
@@ -144,13 +142,9 @@ def conv(window: int, *, transposed: bool = False) -> OpInfo:
     return OpInfo(Kind.CONTRACTION, axes, macs=macs, literals=literals.conv_groups(window, transposed))
 
 
-def of(
-    names: tuple[str, ...], equation: str | None, added: str | None = None, *, commutative: bool = False
-) -> OpInfo:
+def of(names: tuple[str, ...], equation: str | None, added: str | None = None, *, commutative: bool = False) -> OpInfo:
     """A product of the named operands."""
-    return OpInfo(
-        Kind.CONTRACTION, Product(names, equation, added), macs=equation_macs, commutative=commutative
-    )
+    return OpInfo(Kind.CONTRACTION, Product(names, equation, added), macs=equation_macs, commutative=commutative)
 
 
 ROWS: dict[str, OpInfo] = {
@@ -188,7 +182,6 @@ ROWS: dict[str, OpInfo] = {
             Kind.ATTENTION,
             Product(("query", "key", "value"), "...le,...se,...sv->...lv", "attn_mask"),
             macs=attention_macs,
-            work=5,
             probability="dropout_p",
         ),
     ),

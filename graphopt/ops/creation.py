@@ -11,9 +11,10 @@ __all__ = ["ROWS"]
 CONSTANTS = """
     arange arange.start arange.start_step scalar_tensor eye eye.m linspace full_like zeros_like ones_like
     tril_indices triu_indices hann_window hann_window.periodic hamming_window hamming_window.periodic
-    blackman_window blackman_window.periodic
+    blackman_window blackman_window.periodic empty_like
 """
-SIZED = "full zeros ones new_full new_zeros new_ones"
+# The values of an empty tensor are unspecified: whoever reads one may get any.
+SIZED = "empty.memory_format new_empty full zeros ones new_full new_zeros new_ones"
 GENERATORS = """
     rand randn randint randint.low randperm rand_like randn_like randint_like randint_like.low_dtype bernoulli
     bernoulli.p bernoulli.Tensor multinomial normal.Tensor_Tensor normal.Tensor_float normal.float_Tensor

@@ -60,11 +60,7 @@ ROWS: dict[str, OpInfo] = {
     **rows(ARITHMETIC, elementwise()),
     **rows(COMMUTATIVE, elementwise(commutative=True)),
     **rows(TRANSCENDENTAL, elementwise()),
-    **{
-        name: info
-        for work, names in SEVERAL_STEPS.items()
-        for name, info in rows(names, elementwise(work)).items()
-    },
+    **{name: info for work, names in SEVERAL_STEPS.items() for name, info in rows(names, elementwise(work)).items()},
     **rows(CASTS, OpInfo(Kind.ELEMENTWISE, Broadcast(("self",)), view=True)),
     **rows(QUANTIZATION, elementwise(4, operands=("self",))),
     **rows("fill.Scalar fill.Tensor", OpInfo(Kind.ELEMENTWISE, Broadcast())),

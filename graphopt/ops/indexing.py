@@ -24,9 +24,7 @@ ROWS: dict[str, OpInfo] = {
     **rows("index_copy", indexing(Indexed(values="source"))),
     **rows("index_fill.int_Scalar index_fill.int_Tensor", indexing(Indexed(values="value"))),
     **rows("index_put", indexing(Indexed(indices="indices", dim=None, values="values"))),
-    **rows(
-        "one_hot take masked_scatter grid_sampler embedding_bag.padding_idx", OpInfo(Kind.INDEXING, Opaque())
-    ),
+    **rows("one_hot take masked_scatter grid_sampler embedding_bag.padding_idx", OpInfo(Kind.INDEXING, Opaque())),
     **rows("bucketize.Tensor", OpInfo(Kind.INDEXING, Broadcast(("self",)))),
     **rows("isin.Tensor_Scalar", OpInfo(Kind.INDEXING, Broadcast(("elements",)))),
     **rows("isin.Tensor_Tensor", OpInfo(Kind.INDEXING, Broadcast(("elements",)))),

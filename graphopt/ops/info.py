@@ -72,8 +72,8 @@ class OpInfo:
             `macs`; a transcendental function counts as one.
         commutative: the first two tensor operands may be swapped, unless a scalar forbids it: ask
             `is_commutative(node)`.
-        training: name of the argument that is the training flag. Ask `is_training(node)`: some calls of a norm
-            without running statistics set the flag in both modes.
+        training: name of the argument that is the training flag. Ask `is_training(node)`: some calls of a
+            norm without running statistics set the flag in both modes.
         probability: name of the argument that makes a call random when it is above zero (and `training` is
             set, where there is such a flag).
         stateful: a training call updates running statistics in place.

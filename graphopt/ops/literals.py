@@ -69,9 +69,7 @@ def split_sizes(name: str) -> Callable[[Node], Iterator[Literal]]:
         axis = argument(node, "dim") % len(dims)
         numbers = [written(value) for value in argument(node, name)]
         if all(number is not None for number in numbers):
-            yield Literal(
-                name, sum(number for number in numbers if number is not None), "self", axis, dims[axis]
-            )
+            yield Literal(name, sum(number for number in numbers if number is not None), "self", axis, dims[axis])
 
     return literals
 

@@ -11,9 +11,7 @@ __all__ = ["ROWS"]
 AFFINE = ("weight", "bias")
 TRACKED = ("weight", "bias", "running_mean", "running_var")
 
-BATCH = OpInfo(
-    Kind.NORMALIZATION, Normalized("batch", TRACKED, "training"), work=2, training="training", stateful=True
-)
+BATCH = OpInfo(Kind.NORMALIZATION, Normalized("batch", TRACKED, "training"), work=2, training="training", stateful=True)
 INSTANCE = OpInfo(
     Kind.NORMALIZATION,
     Normalized("instance", TRACKED, "use_input_stats"),
@@ -28,9 +26,7 @@ GROUP = OpInfo(
     literals=literals.channel_groups("num_groups", "input", 1),
 )
 LAYER = OpInfo(Kind.NORMALIZATION, Normalized("trailing", AFFINE), work=6, literals=literals.trailing_sizes)
-RMS = OpInfo(
-    Kind.NORMALIZATION, Normalized("trailing", ("weight",)), work=4, literals=literals.trailing_sizes
-)
+RMS = OpInfo(Kind.NORMALIZATION, Normalized("trailing", ("weight",)), work=4, literals=literals.trailing_sizes)
 SOFTMAX = OpInfo(Kind.SOFTMAX, Along(), work=5)
 
 ROWS: dict[str, OpInfo] = {

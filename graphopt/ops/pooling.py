@@ -24,15 +24,9 @@ def resampling(names: str, trailing: int, work: int) -> dict[str, OpInfo]:
 
 
 ROWS: dict[str, OpInfo] = {
-    **rows(
-        "avg_pool1d max_pool1d max_pool1d_with_indices adaptive_avg_pool1d adaptive_max_pool1d", pooling(1)
-    ),
-    **rows(
-        "avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d adaptive_max_pool2d", pooling(2)
-    ),
-    **rows(
-        "avg_pool3d max_pool3d max_pool3d_with_indices adaptive_avg_pool3d adaptive_max_pool3d", pooling(3)
-    ),
+    **rows("avg_pool1d max_pool1d max_pool1d_with_indices adaptive_avg_pool1d adaptive_max_pool1d", pooling(1)),
+    **rows("avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d adaptive_max_pool2d", pooling(2)),
+    **rows("avg_pool3d max_pool3d max_pool3d_with_indices adaptive_avg_pool3d adaptive_max_pool3d", pooling(3)),
     **resampling("upsample_nearest1d _upsample_nearest_exact1d", 1, 0),
     **resampling("upsample_nearest2d _upsample_nearest_exact2d", 2, 0),
     **resampling("upsample_nearest3d _upsample_nearest_exact3d", 3, 0),

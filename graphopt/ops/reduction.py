@@ -35,6 +35,8 @@ ROWS: dict[str, OpInfo] = {
     **rows("count_nonzero count_nonzero.dim_IntList", reduction(Reduced(keepdim=None))),
     # Pairs positions i and i + n/2 of an axis of n.
     **rows("glu", OpInfo(Kind.REDUCTION, Along(), work=2)),
+    # Joins `prepend` and `append` to the input along the axis before it subtracts.
+    **rows("diff", OpInfo(Kind.REDUCTION, Opaque(), work=1)),
     **rows("cosine_similarity", OpInfo(Kind.REDUCTION, Opaque(), work=6)),
     **rows(SCANS, OpInfo(Kind.SCAN, Along(), work=1)),
     **rows("sort sort.stable argsort argsort.stable topk", OpInfo(Kind.SORTING, Along())),

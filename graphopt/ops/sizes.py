@@ -14,7 +14,7 @@ import torch
 from torch.fx import Node
 
 if TYPE_CHECKING:
-    import sympy  # type: ignore[import-untyped]  # sympy publishes no types
+    import sympy
 
 Size: TypeAlias = "int | sympy.Expr"
 

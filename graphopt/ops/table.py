@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 
 import torch
@@ -72,13 +73,18 @@ SIZES = {
 
 def lookup(target: object) -> OpInfo | None:
     """The row of an operator, by the target of its call. None: unknown, so a barrier."""
-    if isinstance(target, torch._ops.OpOverload):
-        namespace, _, name = str(target).partition(".")
-        return (TABLE.get(name) or SIZES.get(name)) if namespace == "aten" else None
     try:
-        return PYTHON.get(target)
+        return _row(target)
     except TypeError:  # not hashable, so nothing that a graph can call
         return None
+
+
+@cache
+def _row(target: object) -> OpInfo | None:
+    if not isinstance(target, torch._ops.OpOverload):
+        return PYTHON.get(target)
+    namespace, _, name = str(target).partition(".")
+    return (TABLE.get(name) or SIZES.get(name)) if namespace == "aten" else None
 
 
 def is_pure(node: Node) -> bool:

@@ -93,8 +93,8 @@ def _pools(n: int) -> dict[str, list[Call]]:
 WINDOWS: dict[str, list[Call]] = _pools(1) | _pools(2) | _pools(3)
 
 _BY_DIM = """
-    softmax.int log_softmax.int special_softmax special_log_softmax cumsum cumprod cummax cummin logcumsumexp sort
-    argsort glu
+    softmax.int log_softmax.int special_softmax special_log_softmax cumsum cumprod cummax cummin logcumsumexp
+    sort argsort glu
 """
 ALONG: dict[str, list[Call]] = {
     **{name: [call(t(*X), 1), call(t(*X), -1)] for name in _BY_DIM.split()},
@@ -115,10 +115,7 @@ _ALL = """
     var sum mean prod max min any all std var_mean std_mean median nanmedian norm.Scalar
 """
 REDUCTIONS: dict[str, list[Call]] = {
-    **{
-        name: [call(t(*X), [1]), call(t(*X), [0, -1], keepdim=True), call(t(*X), [2, 0])]
-        for name in _LISTS.split()
-    },
+    **{name: [call(t(*X), [1]), call(t(*X), [0, -1], keepdim=True), call(t(*X), [2, 0])] for name in _LISTS.split()},
     **{name: [call(t(*X), 1), call(t(*X), -1, True)] for name in _ONE.split()},
     **{name: [call(t(*X))] for name in _ALL.split()},
     "argmax": [call(t(*X), 1), call(t(*X))],
@@ -170,9 +167,8 @@ OTHERS: dict[str, list[Call]] = {
     "masked_scatter": [call(t(*X), t(*X) > 0.5, t(*X))],
     "grid_sampler": [call(t(*IMAGE), t(2, 3, 3, 2), 0, 0, False)],
     "cosine_similarity": [_PAIR],
-    "embedding_bag.padding_idx": [
-        call(t(5, 3), ints(1, 2, 4), ints(0, 2), False, 0, False, None, False, None)
-    ],
+    "diff": [call(t(*X), 1, -1, t(2, 4, 1))],
+    "embedding_bag.padding_idx": [call(t(5, 3), ints(1, 2, 4), ints(0, 2), False, 0, False, None, False, None)],
     **{name: [_PAIR] for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div")},
     **{name: [_PAIR] for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits")},
     **{name: [_PAIR] for name in ("soft_margin_loss", "hinge_embedding_loss")},

@@ -38,12 +38,7 @@ UNCOUNTED = (
 @pytest.mark.parametrize(("name", "call"), samples(LAYERS, PRODUCTS, ATTENTION))
 def test_macs_are_half_of_torch_flops(name: str, call: Call) -> None:
     info = ops.TABLE[name]
-    if (
-        info.macs is None
-        or name.split(".")[0] in UNCOUNTED
-        or flat(call)[0].dim() == 1
-        or flat(call)[-1].dim() == 1
-    ):
+    if info.macs is None or name.split(".")[0] in UNCOUNTED or flat(call)[0].dim() == 1 or flat(call)[-1].dim() == 1:
         pytest.skip("not counted by torch")
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         overload(name)(*call[0], **call[1])
@@ -51,10 +46,7 @@ def test_macs_are_half_of_torch_flops(name: str, call: Call) -> None:
 
 
 def test_macs_of_vectors_and_recurrent_layers() -> None:
-    macs = {
-        name: ops.TABLE[full(name)].macs
-        for name in ("dot", "mv", "outer", "matmul", "lstm.input", "bilinear")
-    }
+    macs = {name: ops.TABLE[full(name)].macs for name in ("dot", "mv", "outer", "matmul", "lstm.input", "bilinear")}
     assert macs["dot"](node_of("dot", PRODUCTS["dot"][0])) == 4
     assert macs["mv"](node_of("mv", PRODUCTS["mv"][0])) == 12
     assert macs["outer"](node_of("outer", PRODUCTS["outer"][0])) == 12

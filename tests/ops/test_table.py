@@ -56,9 +56,7 @@ def _argument_names(axes: ops.Axes) -> list[str]:
 def test_every_row_is_sampled() -> None:
     tables = (ALONG, ATTENTION, INDEXING, LAYERS, MOVEMENTS, OTHERS, POINTWISE, PRODUCTS, REDUCTIONS, WINDOWS)
     sampled = {full(name) for table in tables for name in table}
-    automatic = {
-        n for n, i in ops.TABLE.items() if isinstance(i.axes, ops.Broadcast) or i.kind is Kind.MOVEMENT
-    }
+    automatic = {n for n, i in ops.TABLE.items() if isinstance(i.axes, ops.Broadcast) or i.kind is Kind.MOVEMENT}
     untested = {n for n, i in ops.TABLE.items() if not isinstance(i.axes, (ops.Opaque, ops.Created))}
     assert untested - sampled - automatic == set()
     assert sampled - set(ops.TABLE) == set()
@@ -208,6 +206,4 @@ def test_contraction_weight_axes(name: str, call: Call) -> None:
     # Reversing the channels of one group on both sides changes nothing.
     order = torch.arange(inside).reshape(groups, -1).flip(1).reshape(-1)
     swapped = weight[order] if axes.transposed else weight.flip(axes.weight_in)
-    same(
-        rerun(name, values | {axes.input: x.index_select(axes.input_axis, order), axes.weight: swapped}), made
-    )
+    same(rerun(name, values | {axes.input: x.index_select(axes.input_axis, order), axes.weight: swapped}), made)
