@@ -69,12 +69,7 @@ def _entry(name: str) -> Entry:
 
 
 def _cached(entry: Entry) -> Path:
-    return (
-        platformdirs.user_cache_path("graphopt")
-        / "corpora"
-        / f"{entry.package}-{entry.version}"
-        / entry.member
-    )
+    return platformdirs.user_cache_path("graphopt") / "corpora" / f"{entry.package}-{entry.version}" / entry.member
 
 
 def _check(entry: Entry, file: Path) -> None:

@@ -58,9 +58,7 @@ def line(seed: int, size: int = 34, height: int = 48) -> tuple[Image.Image, str]
 def orientation_input(image: Image.Image, size: int = 224) -> NDArray[np.float32]:
     """The centre of a page scaled to 256 on its shorter side, ImageNet-normalised: [1, 3, size, size]."""
     scale = 256 / min(image.size)
-    scaled = image.resize(
-        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR
-    )
+    scaled = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
     left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
     pixels = np.asarray(scaled.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
     normalised = (pixels - MEAN) / STD

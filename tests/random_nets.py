@@ -38,9 +38,7 @@ class Net(nn.Module):
         """Make the layer of every step, following shapes by running them."""
         values = [example]
         for step in self.steps:
-            layer = (
-                self.layers[step.of] if isinstance(step, Again) else step.module(tuple(values[step.x].shape))
-            )
+            layer = self.layers[step.of] if isinstance(step, Again) else step.module(tuple(values[step.x].shape))
             self.layers.append(layer.eval())
             values += run(step, layer, values)
 

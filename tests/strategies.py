@@ -253,9 +253,6 @@ RANK_3_UP: list[Maker] = [
 MAKERS: dict[int, list[Maker]] = {
     2: ANY + CHANNELS + [_linear, _unsqueeze],
     3: ANY + CHANNELS + RANK_3_UP + [_linear, _unsqueeze, _stack],
-    4: ANY
-    + CHANNELS
-    + RANK_3_UP
-    + [_conv, _conv, _conv, _batch_norm, _pool, _plain(rs.GlobalPool), _combine],
+    4: ANY + CHANNELS + RANK_3_UP + [_conv, _conv, _conv, _batch_norm, _pool, _plain(rs.GlobalPool), _combine],
     5: [_flatten, _permute, _squeeze, _activation],
 }

@@ -268,12 +268,11 @@ def _dict(batch: int) -> tuple[dict[str, Tensor]]:
     return ({"image": torch.randn(batch, 6), "extra": torch.randn(batch, 3)},)
 
 
-STATIC: dict[str, dict[int, str]] = {}
-BATCH: dict[str, dict[int, str]] = {"x": {0: "batch"}}
+Dynamic = dict[str, dict[int, str]]
+STATIC: Dynamic = {}
+BATCH: Dynamic = {"x": {0: "batch"}}
 
-_NETS: dict[
-    str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Any, ...]], dict[str, dict[int, str]]]
-] = {
+_NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Any, ...]], Dynamic]] = {
     "conv_bn_relu": (ConvBnRelu, _images(3), BATCH),
     "shared_conv": (SharedConv, _images(4), BATCH),
     "depthwise": (Depthwise, _images(6), BATCH),
