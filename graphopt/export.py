@@ -17,15 +17,15 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from graphopt.errors import GraphoptError
-from graphopt.fake import Shapes, dim_of, dtype_name, size_of
+from graphopt.errors import GraphoptError, UnsupportedError
+from graphopt.fake import Shapes, dim_of, dtype_name
 from graphopt.frontends.functionalize import functionalize
 from graphopt.frontends.regions import inline_regions, refuse_control_flow
 from graphopt.mode import is_running_statistic, note_fixed_flags
 from graphopt.model import Mode, Model, empty_module
 from graphopt.ops import is_pure
 from graphopt.params import ParamKind
-from graphopt.signature import ConstSpec, Range, Signature, TensorSpec, ValueSpec
+from graphopt.signature import ConstSpec, Range, Signature, TensorSpec, ValueSpec, size_of
 
 __all__ = ["example_sizes", "from_exported_program", "make_codegen", "to_exported_program"]
 
@@ -68,6 +68,7 @@ def from_exported_program(
     module.graph = graph
     signature = _signature(graph, shapes, program, output_names)
     model = Model(module, signature, shapes, mode=mode, example=_example(program))
+    _require_free(signature, dim_names or {})
     _copy_tensors(unlifted, model, kept)
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -160,6 +161,16 @@ def _fresh(name: str, taken: Mapping[sympy.Symbol, str]) -> str:
     while name in taken.values():
         name += "_"
     return name
+
+
+def _require_free(signature: Signature, dim_names: Mapping[tuple[int, int], str]) -> None:
+    for (position, axis), name in dim_names.items():
+        spec = signature.tensor_inputs[position]
+        if isinstance(spec.dims[axis], int):
+            raise UnsupportedError(
+                f"the size '{name}' of input '{spec.name}' (axis {axis}) is fixed to {spec.dims[axis]} by the model",
+                todo="leave it out of `dynamic`, or rewrite the step that needs this size",
+            )
 
 
 def _drop_assertions(graph: fx.Graph) -> None:

@@ -6,9 +6,7 @@ their rules for guards. Everything else asks here.
 
 from __future__ import annotations
 
-import ast
-import operator
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +18,8 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from graphopt.errors import GraphoptError, LoadError
-from graphopt.signature import Dim, Range
+from graphopt.errors import GraphoptError
+from graphopt.signature import Dim, Range, size_of
 
 __all__ = ["FakeTensor", "ShapeError", "Shapes", "dim_of", "is_symbolic", "shape_text"]
 
@@ -210,37 +208,3 @@ def _size_key(size: Any) -> Hashable:
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-}
-
-
-def size_of(expression: str, sizes: Mapping[str, Any]) -> Any:
-    """The value of a size expression such as `2*batch+1`; only names, integers and integer arithmetic are read.
-
-    Raises:
-        LoadError: for anything else.
-    """
-
-    def value(tree: ast.expr) -> Any:
-        if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
-            return tree.value
-        if isinstance(tree, ast.Name) and tree.id in sizes:
-            return sizes[tree.id]
-        if isinstance(tree, ast.BinOp) and type(tree.op) in _ARITHMETIC:
-            return _ARITHMETIC[type(tree.op)](value(tree.left), value(tree.right))
-        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
-            return -value(tree.operand)
-        raise LoadError(f"'{expression}' is not a size over {', '.join(sizes) or 'no names'}")
-
-    try:
-        return value(ast.parse(expression, mode="eval").body)
-    except SyntaxError as error:
-        raise LoadError(f"'{expression}' is not a size") from error

@@ -41,7 +41,7 @@ def _move(made: Path, final: Path, scratch: Path) -> None:
     if final.is_dir():
         # A folder cannot be replaced in one step: the old one steps aside first.
         final.rename(scratch / "old")
-    os.replace(made, final)
+    made.replace(final)
 
 
 def _cannot_write(path: Path, error: OSError) -> UsageError:

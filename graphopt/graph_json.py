@@ -10,10 +10,9 @@ import torch
 from torch import fx
 
 from graphopt.errors import LoadError, UnsupportedError
-from graphopt.fake import size_of
 from graphopt.model import Model
 from graphopt.printer import module_path, source_line, source_of
-from graphopt.signature import TensorSpec
+from graphopt.signature import TensorSpec, size_of
 from graphopt.verify import SIZE_ARITHMETIC
 
 __all__ = ["graph_from_json", "graph_to_json"]

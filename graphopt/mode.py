@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from graphopt.model import Mode, Model
-from graphopt.ops import argument, lookup
+from graphopt.ops import argument, is_training, lookup
 
 __all__ = ["is_running_statistic", "note_fixed_flags", "set_mode", "training_flag", "wrong_flags"]
 
@@ -15,9 +15,12 @@ _FIXED = "fixed_mode"
 
 
 def training_flag(node: fx.Node) -> str | None:
-    """The name of the argument that says whether the operator trains, for operators that have one."""
+    """The name of the argument that says whether the operator trains, for operators that have one.
+
+    A norm without running statistics has none: it computes them from its input in both modes.
+    """
     info = lookup(node.target) if node.op == "call_function" else None
-    return info.training if info is not None else None
+    return info.training if info is not None and is_training(node) is not None else None
 
 
 def note_fixed_flags(model: Model) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from graphopt.export import example_sizes
-from graphopt.fake import size_of
 from graphopt.model import Model
+from graphopt.signature import size_of
 
 __all__ = ["sample_inputs"]
 

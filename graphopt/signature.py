@@ -1,14 +1,16 @@
-"""What a model takes and returns, as plain data. Nothing here needs torch, so that a compiled bundle can use it alone."""
+"""What a model takes and returns, as plain data. Nothing here needs torch, so a compiled bundle can use it alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import ast
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from graphopt.errors import InputError, LoadError
 
-__all__ = ["ConstSpec", "Dim", "Range", "Signature", "TensorSpec", "ValueSpec"]
+__all__ = ["ConstSpec", "Dim", "Range", "Signature", "TensorSpec", "ValueSpec", "size_of"]
 
 Dim = int | str
 """A size: a number, or an expression over named ranges such as `batch` or `2*batch`."""
@@ -97,15 +99,14 @@ class Signature:
                 todo=f"call it with ({', '.join(map(str, specs))})",
             )
         sizes: dict[str, int] = {}
-        wrong = [
-            problem
-            for spec, (dtype, shape) in zip(specs, given, strict=True)
-            if (problem := self._misfit(spec, dtype, shape, sizes))
+        pairs = list(zip(specs, given, strict=True))
+        wrong = [problem for spec, (dtype, shape) in pairs if (problem := self._misfit(spec, dtype, shape, sizes))] or [
+            problem for spec, (_, shape) in pairs if (problem := self._misfit_expression(spec, shape, sizes))
         ]
         if wrong:
             raise InputError(
                 "; ".join(wrong),
-                todo="pass inputs that fit the signature, or capture the model again with `dynamic=` for sizes that vary",
+                todo="pass inputs that fit, or capture the model again with `dynamic=` for sizes that vary",
             )
         return sizes
 
@@ -119,11 +120,20 @@ class Signature:
             if isinstance(dim, int) and size != dim:
                 return f"input '{spec.name}' has shape {list(shape)}, {expected}"
             if not isinstance(dim, str) or dim not in self.ranges:
-                continue
+                continue  # an expression: judged when all names are known
             if size not in self.ranges[dim]:
                 return f"input '{spec.name}' has size {size} at axis {axis}, '{dim}' must lie in {self.ranges[dim]}"
             if sizes.setdefault(dim, size) != size:
                 return f"input '{spec.name}' has {dim}={size} at axis {axis}, another input has {dim}={sizes[dim]}"
+        return None
+
+    def _misfit_expression(self, spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> str | None:
+        for axis, (size, dim) in enumerate(zip(shape, spec.dims, strict=True)):
+            if isinstance(dim, str) and dim not in self.ranges and size_of(dim, sizes) != size:
+                bound = ", ".join(f"{name}={value}" for name, value in sizes.items())
+                return (
+                    f"input '{spec.name}' has size {size} at axis {axis}, {dim} is {size_of(dim, sizes)} with {bound}"
+                )
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -165,3 +175,37 @@ def _value_from_json(row: Mapping[str, Any]) -> ValueSpec:
         return ConstSpec(str(row["name"]), row["value"])
     dims = tuple(dim if isinstance(dim, str) else int(dim) for dim in row["dims"])
     return TensorSpec(str(row["name"]), str(row["dtype"]), dims)
+
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+
+
+def size_of(expression: str, sizes: Mapping[str, Any]) -> Any:
+    """The value of a size expression such as `2*batch+1`; only names, integers and integer arithmetic are read.
+
+    Raises:
+        LoadError: for anything else.
+    """
+
+    def value(tree: ast.expr) -> Any:
+        if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
+            return tree.value
+        if isinstance(tree, ast.Name) and tree.id in sizes:
+            return sizes[tree.id]
+        if isinstance(tree, ast.BinOp) and type(tree.op) in _ARITHMETIC:
+            return _ARITHMETIC[type(tree.op)](value(tree.left), value(tree.right))
+        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
+            return -value(tree.operand)
+        raise LoadError(f"'{expression}' is not a size over {', '.join(sizes) or 'no names'}")
+
+    try:
+        return value(ast.parse(expression, mode="eval").body)
+    except SyntaxError as error:
+        raise LoadError(f"'{expression}' is not a size") from error

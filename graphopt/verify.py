@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -131,6 +132,15 @@ def _check_signature(model: Model) -> None:
     output = next(node for node in model.graph.nodes if node.op == "output")
     leaves = output.args[0] if isinstance(output.args[0], tuple | list) else (output.args[0],)
     _compare_specs("output", leaves, model.signature.outputs, model)
+    _check_ranges(model)
+
+
+def _check_ranges(model: Model) -> None:
+    text = " ".join(str(dim) for spec in model.signature.tensor_inputs for dim in spec.dims)
+    used = set(re.findall(r"[^\W\d]\w*", text))
+    unused = sorted(model.signature.ranges.keys() - used)
+    if unused:
+        _fail("I4", f"the signature has a range for '{unused[0]}', which no input has as a size")
 
 
 def _compare_specs(side: str, leaves: Iterable[Any], specs: tuple[ValueSpec, ...], model: Model) -> None:

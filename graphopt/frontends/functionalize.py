@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphopt.errors import UnsupportedError
 from graphopt.fake import Shapes
@@ -47,7 +48,7 @@ class _Functionalizer:
 
     def __init__(self, graph: fx.Graph, shapes: Shapes, writes: set[fx.Node]) -> None:
         self.graph, self.shapes, self.writes = graph, shapes, writes
-        self.base = _find_bases(graph, shapes)
+        self.base = _find_bases(graph)
         self.args = {node: node.args for node in graph.nodes}
         self.value: dict[fx.Node, fx.Node] = {}  # the node that holds the current value of a tensor of the old graph
         self.written: dict[fx.Node, int] = {}  # how often the storage of a root has been written
@@ -182,15 +183,15 @@ def _functional_form(node: fx.Node) -> Any:
     return getattr(packet, target._overloadname)
 
 
-def _find_bases(graph: fx.Graph, shapes: Shapes) -> dict[fx.Node, fx.Node]:
+def _find_bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """For every node whose value shares storage with one of its inputs, that input; found by running the graph on
-    fake tensors, whose storages are as real as those of the tensors they stand for."""
+    fake tensors of the example's size, whose storages are as real as those of the tensors they stand for."""
     values: dict[fx.Node, Any] = {}
     base: dict[fx.Node, fx.Node] = {}
-    with shapes.running():
+    with FakeTensorMode(), torch.no_grad():
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr"):
-                values[node] = node.meta.get("val")
+                values[node] = _example(node.meta.get("val"))
             elif node.op == "call_function":
                 args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                 values[node] = node.target(*args, **kwargs)
@@ -199,6 +200,14 @@ def _find_bases(graph: fx.Graph, shapes: Shapes) -> dict[fx.Node, fx.Node]:
                     # A piece of a split is a view of what was split.
                     base[node] = base.get(owner, owner) if node.target is operator.getitem else owner
     return base
+
+
+def _example(value: Any) -> Any:
+    """A fake value with the sizes it had in the example, so that nothing here can fix a free size."""
+    if isinstance(value, torch.Tensor):
+        sizes, strides = ([_example(n) for n in numbers] for numbers in (value.shape, value.stride()))
+        return torch.empty_strided(sizes, strides, dtype=value.dtype)
+    return value.node.hint if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else value
 
 
 def _share(a: Any, b: Any) -> bool:
@@ -266,6 +275,9 @@ for _op in (
     aten.detach_.default,
     aten.contiguous.default,
     aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.type_as.default,
     aten.to.dtype,
     aten.to.device,
     aten.to.dtype_layout,

@@ -19,7 +19,7 @@ _AUTOCAST = "wrap_with_autocast"
 
 
 def refuse_control_flow(graph: fx.Graph, module: fx.GraphModule) -> None:
-    """Raise UnsupportedError for the first higher-order operator (`cond`, `while_loop`, ...) that is not a plain block."""
+    """Raise UnsupportedError for the first higher-order operator (`cond`, `while_loop`, ...) that is no plain block."""
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator) and node.target.name() not in (_GRAD, _AUTOCAST):
             raise UnsupportedError(

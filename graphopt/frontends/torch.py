@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import linecache
@@ -105,7 +106,7 @@ def _dynamic_specs(inputs: dict[str, Any], dynamic: Mapping[str | int, Any]) -> 
 def _spec_tree(value: Any, spec: Any, path: str, dims: dict[str, Any]) -> Any:
     """`spec` completed to the structure of `value`: None for what stays fixed, torch dims for names."""
     if spec is None:
-        return pytree.tree_map(lambda _: None, value)
+        return _all_fixed(value)
     if isinstance(value, torch.Tensor):
         if not isinstance(spec, Mapping) or not all(isinstance(axis, int) for axis in spec):
             raise UsageError(f"dynamic for '{path}' is {spec!r}, a tensor takes {{axis: name}}")
@@ -118,11 +119,25 @@ def _spec_tree(value: Any, spec: Any, path: str, dims: dict[str, Any]) -> Any:
         if unknown:
             raise UsageError(f"dynamic for '{path}' names {unknown[0]!r}, it holds {', '.join(map(str, value))}")
         return {key: _spec_tree(item, spec.get(key), f"{path}.{key}", dims) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and isinstance(spec, Mapping):
+        # torch wants the fields of a registered class as a list.
+        names = [field.name for field in dataclasses.fields(value)]
+        return [_spec_tree(getattr(value, name), spec.get(name), f"{path}.{name}", dims) for name in names]
     if isinstance(value, list | tuple) and isinstance(spec, list | tuple) and len(value) == len(spec):
         return type(value)(
             _spec_tree(v, s, f"{path}[{i}]", dims) for i, (v, s) in enumerate(zip(value, spec, strict=True))
         )
     raise UsageError(f"dynamic for '{path}' is {spec!r}, which does not have the structure of the input")
+
+
+def _all_fixed(value: Any) -> Any:
+    """None for every tensor in `value`, in the structure that torch.export asks for."""
+    if isinstance(value, Mapping):
+        return {key: _all_fixed(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_all_fixed(item) for item in value)
+    children, spec = pytree.tree_flatten(value)
+    return None if spec.is_leaf() else [_all_fixed(child) for child in children]
 
 
 def _dim(size: Any, dims: dict[str, Any]) -> Any:
@@ -182,7 +197,7 @@ def _explain(error: Exception, module: nn.Module) -> UsageError | UnsupportedErr
         f"torch.export cannot trace the model: {first}",
         where=where,
         why=f"{kind}: {text[:2000]}" if "\n" in text else None,
-        todo="call the module on the same inputs first; if that works, rewrite the line above with plain tensor operators",
+        todo="call the module on the same inputs; if that works, rewrite the line above with plain tensor operators",
     )
 
 

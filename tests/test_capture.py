@@ -1,0 +1,277 @@
+"""Capture: what comes in is what was there, functional, named, trainable; the user's module stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import graphopt as go
+from graphopt.errors import InputError, UnsupportedError, UsageError
+from graphopt.verify import is_in_place, verify
+from tests.compare import relative_error
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.bn = nn.BatchNorm2d(8)
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.unused = nn.Linear(2, 2)
+        self.register_buffer("offset", torch.ones(8), persistent=False)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, object]:
+        x = torch.relu_(self.bn(self.conv(batch["x"])))
+        x = x + 1
+        y = self.second(self.first(x.mean((2, 3)))) + torch.tensor([1.0]) + self.offset
+        y[:, :4].mul_(2)
+        return {"scores": y, "features": [x]}
+
+
+def net_and_model(mode: str = "eval") -> tuple[Net, go.Model]:
+    net = getattr(Net(), mode)()
+    return net, go.capture(net, ({"x": torch.randn(2, 3, 8, 8)},), dynamic={"batch": {"x": {0: "n"}}})
+
+
+def test_same_outputs_at_other_sizes() -> None:
+    net, model = net_and_model()
+    for size in (1, 2, 5):
+        batch = {"x": torch.randn(size, 3, 8, 8)}
+        assert relative_error(model(batch), net(batch)) == 0
+
+
+def test_state_dict_names_and_ties_are_the_modules() -> None:
+    net, model = net_and_model()
+    assert list(model.state_dict()) == list(net.state_dict())
+    assert model.params.ties() == [frozenset({"first.weight", "second.weight"})]
+    assert {"unused.weight", "unused.bias", "bn.num_batches_tracked"} <= model.kept
+
+
+def test_trains_like_the_module() -> None:
+    net, model = net_and_model()
+    batch = {"x": torch.randn(3, 3, 8, 8)}
+    for each in (net, model):
+        each(batch)["scores"].square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if gradients[name] is not None:
+            torch.testing.assert_close(parameter.grad, gradients[name])
+    assert model.params["conv.weight"].grad is not None
+
+
+def test_user_module_is_left_alone() -> None:
+    net = Net().train()
+    net.first.register_forward_hook(lambda *_: None)
+    state, hooks = copy.deepcopy(net.state_dict()), len(net.first._forward_hooks)
+    model = go.capture(net, ({"x": torch.randn(2, 3, 8, 8)},))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert net.training and net.bn.training and len(net.first._forward_hooks) == hooks
+    assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_modes_switch_by_arguments() -> None:
+    net, model = net_and_model("train")
+    assert model.mode == "train"
+    verify(model.eval())
+    net.eval()
+    batch = {"x": torch.randn(4, 3, 8, 8)}
+    assert relative_error(model(batch), net(batch)) == 0
+    verify(model.train())
+    before = model.params["bn.running_mean"].clone()
+    model(batch)
+    assert not torch.equal(before, model.params["bn.running_mean"])
+
+
+def test_frozen_batch_norm_stays_frozen() -> None:
+    net = Net().train()
+    net.bn.eval()
+    model = go.capture(net, ({"x": torch.randn(2, 3, 8, 8)},))
+    verify(model)
+    before = model.params["bn.running_mean"].clone()
+    model.eval().train()({"x": torch.randn(2, 3, 8, 8)})
+    assert torch.equal(before, model.params["bn.running_mean"])
+
+
+class Writes(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = x * 2
+        z = y.view(-1)
+        z[0] = 5
+        w = y.t()
+        w[1] += 3
+        a, b = y.split(2, 1)
+        a.mul_(10)
+        z.add_(1)
+        y[:, 1:] = torch.flip(y[:, 1:], [1])
+        q = y.clone()
+        q[y > 20] = 0
+        q.clamp_(max=7).neg_()
+        c, d = q.unbind(0)[:2]
+        d.copy_(c)
+        q.permute(1, 0)[2].fill_(4)
+        return y, z, w, a, b, q, d
+
+
+class Aliased(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y = x + 1
+        first = y.add_(1)
+        kept = torch.nn.functional.dropout(y, 0.5, training=False)
+        y.mul_(3)
+        return first, kept, y
+
+
+@pytest.mark.parametrize("net", [Writes(), Aliased()], ids=["views", "results of writes"])
+def test_writes_become_functional(net: nn.Module) -> None:
+    x = torch.randn(3, 4)
+    model = go.capture(net, (x,))
+    assert not [node for node in model.graph.nodes if is_in_place(node)]
+    for ours, theirs in zip(model(x), net(x), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+class WritesInput(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x.add_(1)
+        return x
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+class Branches(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+class NeedsEight(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(8, -1)
+
+
+class Autocast(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return x @ x.T
+
+
+@pytest.mark.parametrize(
+    ("net", "dynamic", "words"),
+    [
+        (WritesInput(), None, ["changes its input 'x' in place", "x.add_(1)"]),
+        (Counts(), None, ["changes its tensor 'calls' in place"]),
+        (Branches(), None, ["values of a tensor", "if x.sum() > 0:", "test_capture.py"]),
+        (NeedsEight(), {"x": {0: "n"}}, ["`dynamic` leaves free"]),
+        (Autocast(), None, ["torch.autocast"]),
+    ],
+    ids=["writes its input", "writes a buffer", "data-dependent branch", "fixed size", "autocast"],
+)
+def test_refused_with_the_users_line(net: nn.Module, dynamic: dict | None, words: list[str]) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        go.capture(net, (torch.randn(8, 8),), dynamic=dynamic)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+class NoGrad(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            scale = self.weight * 2
+        return x * scale + self.weight
+
+
+def test_no_grad_regions_stop_gradients() -> None:
+    net, x = NoGrad(), torch.randn(3, 4)
+    model = go.capture(net, (x,))
+    assert relative_error(model(x), net(x)) == 0
+    for each in (net, model):
+        each(x).sum().backward()
+    torch.testing.assert_close(model.params["weight"].grad, net.weight.grad)
+
+
+@dataclass
+class Pair:
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+torch.export.register_dataclass(Pair, serialized_type_name="tests.Pair")
+
+
+class Structured(nn.Module):
+    def forward(self, pair: Pair, flag: bool, scale: torch.Tensor | None = None, *, extra: dict) -> Pair:
+        left = pair.left if flag else pair.right
+        return Pair(left + extra["a"][0], pair.right if scale is None else pair.right * scale)
+
+
+def test_structures_flags_and_keywords() -> None:
+    net = Structured()
+    pair = Pair(torch.randn(2, 3), torch.randn(2, 3))
+    extra = {"a": [torch.randn(3)]}
+    model = go.capture(net, (pair, True), {"extra": extra})
+    result, expected = model(pair, True, extra=extra), net(pair, True, extra=extra)
+    assert isinstance(result, Pair)
+    assert torch.equal(result.left, expected.left) and torch.equal(result.right, expected.right)
+    assert torch.equal(model(pair=pair, flag=True, extra=extra).left, expected.left)
+    with pytest.raises(InputError, match="captured with True"):
+        model(pair, False, extra=extra)
+
+
+def test_wrong_inputs_are_named() -> None:
+    _, model = net_and_model()
+    with pytest.raises(InputError, match=r"shape \[5, 2, 8, 8\], the model takes \[n, 3, 8, 8\]"):
+        model({"x": torch.randn(5, 2, 8, 8)})
+    with pytest.raises(InputError, match="float64"):
+        model({"x": torch.randn(5, 3, 8, 8).double()})
+    with pytest.raises(InputError, match="structure"):
+        model(torch.randn(5, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "word"),
+    [
+        ({"btach": {0: "n"}}, "did you mean 'batch'"),
+        ({"batch": {"y": {0: "n"}}}, "'y'"),
+        ({"batch": {"x": {7: "n"}}}, "4 axes"),
+        ({"batch": {"x": {0: "2n"}}}, "2n"),
+        ({"batch": {"x": 3}}, "takes {axis: name}"),
+    ],
+)
+def test_wrong_dynamic_is_explained(dynamic: dict, word: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        go.capture(Net().eval(), ({"x": torch.randn(2, 3, 8, 8)},), dynamic=dynamic)
+    assert word in str(caught.value)
+
+
+def test_equal_names_are_equal_sizes_and_multiples_hold() -> None:
+    class Add(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y.view(x.shape[0], 2, -1).sum(1)
+
+    net = Add()
+    model = go.capture(net, (torch.randn(4, 3), torch.randn(8, 3)), dynamic={0: {0: "n"}, "y": {0: "2*n"}})
+    assert model.signature.inputs[1].dims == ("2*n", 3)
+    x, y = torch.randn(7, 3), torch.randn(14, 3)
+    assert torch.equal(model(x, y), net(x, y))
+    with pytest.raises(InputError):
+        model(x, torch.randn(12, 3))
