@@ -57,7 +57,7 @@ PYTHON: Mapping[object, OpInfo] = MappingProxyType(
             operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod,
             operator.pow, operator.neg, operator.pos, operator.abs, operator.eq, operator.ne, operator.lt,
             operator.le, operator.gt, operator.ge, operator.and_, operator.or_, operator.not_, math.ceil,
-            math.floor, math.trunc, torch.sym_max, torch.sym_min, torch.sym_int, torch.sym_float,
+            math.floor, math.trunc, torch.sym_max, torch.sym_min, torch.sym_sum, torch.sym_int, torch.sym_float,
             torch.sym_not, torch.sym_ite,
         ),
         SIZE,

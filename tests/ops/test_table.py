@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from graphopt import ops
 from graphopt.ops import Kind
-from tests.ops.calls import flat, full, named, node_of, overload, rerun, same, samples
+from graphopt.ops.table import FAMILIES
+from tests.ops.calls import flat, full, named, node_of, overload, rerun, run, same, samples
 from tests.ops.layer_samples import ALONG, ATTENTION, LAYERS, OTHERS, PRODUCTS, REDUCTIONS, WINDOWS
 from tests.ops.samples import INDEXING, MOVEMENTS, POINTWISE, Call, t
 
@@ -53,11 +54,15 @@ def _argument_names(axes: ops.Axes) -> list[str]:
     return [] if isinstance(axes, ops.Reduced) and axes.dim is None else found
 
 
+def test_no_operator_has_two_rows() -> None:
+    assert sum(len(family.ROWS) for family in FAMILIES) == len(ops.TABLE) > 550
+
+
 def test_every_row_is_sampled() -> None:
     tables = (ALONG, ATTENTION, INDEXING, LAYERS, MOVEMENTS, OTHERS, POINTWISE, PRODUCTS, REDUCTIONS, WINDOWS)
     sampled = {full(name) for table in tables for name in table}
     automatic = {n for n, i in ops.TABLE.items() if isinstance(i.axes, ops.Broadcast) or i.kind is Kind.MOVEMENT}
-    untested = {n for n, i in ops.TABLE.items() if not isinstance(i.axes, (ops.Opaque, ops.Created))}
+    untested = {n for n, i in ops.TABLE.items() if not isinstance(i.axes, ops.Created)}
     assert untested - sampled - automatic == set()
     assert sampled - set(ops.TABLE) == set()
 
@@ -108,6 +113,10 @@ def test_elementwise(name: str) -> None:
         order = torch.randperm(target.numel(), generator=torch.Generator().manual_seed(0))
         shuffled = {k: v.reshape(-1)[order] for k, v in spread.items() if k in operands and v.dim()}
         same(rerun(name, spread | shuffled), result.reshape(-1)[order])
+        changed = {key: value.clone() for key, value in spread.items() if key in shuffled}
+        for value in changed.values():
+            value.reshape(-1)[0] = value.reshape(-1)[1]
+        same(rerun(name, spread | changed).reshape(-1)[1:], result.reshape(-1)[1:])
 
 
 def _check_per_channel(name: str, values: dict[str, Any], vectors: tuple[str, ...]) -> None:
@@ -167,12 +176,48 @@ def test_a_view_shares_memory_or_is_not_called_one(name: str) -> None:
         assert shares or not ops.is_view(node_of(name, call)), f"{name} copies"
 
 
+# Constants
+
+SPECIAL = {
+    "scalar_tensor": ((2.0,), {}),
+    "linspace": ((0, 1, 5), {}),
+    "full_like": ((t(2, 3), 7.0), {}),
+    "new_full": ((t(2), [2, 3], 7.0), {}),
+    "tril_indices": ((3, 4), {}),
+    "triu_indices": ((3, 4), {}),
+}
+
+
+@pytest.mark.parametrize("name", [n for n, i in ops.TABLE.items() if i.kind is Kind.CREATION])
+def test_constants_do_not_depend_on_values(name: str) -> None:
+    short = name.removesuffix(".default")
+    empty = "empty" in name
+    for scale in (1, 3):
+        call = SPECIAL.get(short) or (tuple(_creation(name, scale)), {})
+        first, second = run(name, call), run(name, SPECIAL.get(short) or (tuple(_creation(name, 5)), {}))
+        assert first.shape == second.shape and (empty or torch.equal(first, second))
+
+
+def _creation(name: str, scale: int) -> Any:
+    for row in overload(name)._schema.arguments:
+        if not row.has_default_value() and not row.kwarg_only:
+            kind = str(row.type)
+            yield (
+                t(2, 3) * scale if "Tensor" in kind else [2, 3] if "List" in kind else "periodic" not in row.name and 4
+            )
+
+
 # Axes that stay apart
 
 
 @pytest.mark.parametrize(("name", "call"), samples(LAYERS, WINDOWS, ALONG, REDUCTIONS))
 def test_positions_stay_apart_along_unmixed_axes(name: str, call: Call) -> None:
-    axes, values = ops.TABLE[name].axes, named(name, call)
+    check_apart(name, call, ops.TABLE[name].axes)
+
+
+def check_apart(name: str, call: Call, axes: ops.Axes) -> None:
+    """Permuting positions along an unmixed axis permutes the output alike."""
+    values = named(name, call)
     mixed = axes.mixed(node_of(name, call))
     assert mixed is not None
     main = next(iter(values))
@@ -187,10 +232,31 @@ def test_positions_stay_apart_along_unmixed_axes(name: str, call: Call) -> None:
             vanished = sum(other < axis for other in mixed)
         expected = [part.index_select(axis - vanished, order) for part in flat(result)]
         same(rerun(name, values | moved), expected)
+        nudged = x.clone()
+        nudged.select(axis, 0).copy_(1.01 - x.select(axis, 0))
+        others = torch.arange(1, x.shape[axis])
+        expected = [part.index_select(axis - vanished, others) for part in flat(result)]
+        made = flat(rerun(name, values | {main: nudged}))
+        same([part.index_select(axis - vanished, others) for part in made], expected)
     if isinstance(axes, ops.Reduced):
         kept = [size for axis, size in enumerate(x.shape) if axis not in mixed]
         one = [1 if axis in mixed else size for axis, size in enumerate(x.shape)]
         assert list(flat(result)[0].shape) == (one if values.get("keepdim", False) else kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "wrong"),
+    [
+        ("softmax.int", ((t(2, 4, 6), 1), {}), ops.Along(axis=2)),
+        ("cumsum.default", ((t(2, 4, 6), 1), {}), ops.Broadcast()),
+        ("max_pool1d.default", ((t(2, 4, 6), [3], [1], [1]), {}), ops.Broadcast()),
+        ("conv1d.default", ((t(2, 4, 6), t(4, 4, 3), None, [1], [1]), {}), ops.Contracted(-2, -2, 1, 0)),
+        ("layer_norm.default", ((t(2, 6, 8), [6, 8]), {}), ops.Windowed(1, "input")),
+    ],
+)
+def test_a_wrong_row_is_found(name: str, call: Call, wrong: ops.Axes) -> None:
+    with pytest.raises(AssertionError):
+        check_apart(name, call, wrong)
 
 
 @pytest.mark.parametrize(("name", "call"), samples(LAYERS))
