@@ -133,9 +133,11 @@ def _argument(
         raise refuse(f"its input '{item.name}' is missing")
     if item.kind == "operand" and numbers and (number := _number(value)) is not None:
         return number
-    if item.kind in ("tensor", "operand"):
-        return _tensor(value, load)
     known = _known(value)
+    if item.kind == "either" and known is not None and not known.shape:
+        return known
+    if item.kind in ("tensor", "operand", "either"):
+        return _tensor(value, load)
     if known is None:
         raise _not_known(item, name)
     if item.kind == "known":

@@ -10,7 +10,7 @@ import torch
 
 from graphopt.frontends.onnx.values import refuse
 
-__all__ = ["DTYPES", "INTEGERS", "SAME_BITS", "to_dtype", "to_tensor"]
+__all__ = ["DTYPES", "INTEGERS", "SAME_BITS", "from_numpy", "to_dtype", "to_tensor"]
 
 DTYPES: Mapping[int, torch.dtype] = {
     1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32,
@@ -50,8 +50,15 @@ def to_tensor(proto: Any, base_dir: str = "") -> torch.Tensor:
     from onnx import numpy_helper
 
     dtype = to_dtype(proto.data_type)
-    array = np.ascontiguousarray(numpy_helper.to_array(proto, base_dir)).reshape(tuple(proto.dims))
+    return from_numpy(numpy_helper.to_array(proto, base_dir).reshape(tuple(proto.dims)), dtype)
+
+
+def from_numpy(array: np.ndarray[Any, Any], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A numpy array as a tensor; bfloat16 and float8 arrays, which numpy has by extension, are reinterpreted."""
+    shape, array = array.shape, np.ascontiguousarray(array)
     if array.dtype.kind in "biufc" and array.dtype.type.__module__ == "numpy":
-        return torch.from_numpy(array.copy())
+        return torch.from_numpy(array.reshape(shape).copy())
+    if dtype is None:
+        dtype = getattr(torch, array.dtype.name)
     bits = array.view(np.uint8 if array.dtype.itemsize == 1 else np.int16)  # bfloat16 and the float8 types
-    return torch.from_numpy(bits.copy()).view(dtype)
+    return torch.from_numpy(bits.reshape(shape).copy()).view(dtype)

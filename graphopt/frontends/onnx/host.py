@@ -49,6 +49,8 @@ def _rounded(known: Known) -> Known:
     """Numbers as the dtype stores them."""
     if known.dtype is torch.float32:
         return known.map(lambda v: float(np.float32(v)) if isinstance(v, float) else v)
+    if known.dtype not in (torch.float64, torch.int64, torch.int32, torch.bool):
+        raise Inexact
     if known.dtype in (torch.int32, torch.int64) and known.concrete:
         limits = torch.iinfo(known.dtype)
         if any(not limits.min <= v <= limits.max for v in known.numbers):

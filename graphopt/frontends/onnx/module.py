@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import keyword
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +16,16 @@ from graphopt.errors import UnsupportedError
 from graphopt.frontends.onnx import call, operators  # noqa: F401  # importing the operators registers them
 from graphopt.frontends.onnx.reader import Graph, Node
 from graphopt.frontends.onnx.registry import Operator
-from graphopt.frontends.onnx.roles import is_parameter
+from graphopt.frontends.onnx.roles import parameters
 from graphopt.frontends.onnx.values import Constant, Known, Refusal, Value
 
-__all__ = ["OnnxModule"]
+__all__ = ["OnnxModule", "argument_names"]
 
 
 class OnnxModule(nn.Module):
-    """An ONNX graph as a module: inputs and outputs in the order of the file.
+    """An ONNX graph as a module: inputs in the order of the file, a tuple of the outputs or the only one.
+
+    The arguments of `forward` are called as the ONNX inputs, made into Python names.
 
     A floating-point weight is a parameter, every other stored tensor a buffer, both under their ONNX names. A dot in a
     name makes nested modules, as in `layer1.0.weight`. A name that Python or torch cannot take (one that is
@@ -38,10 +43,16 @@ class OnnxModule(nn.Module):
         self._used: set[str] = set()
         self._constants: dict[str, Constant] = {n: Constant(n, t) for n, t in graph.constants.items()}
         self._check()
-        trainable = {name for name in self._candidates() if is_parameter(name, graph, self._constants[name].tensor)}
+        self._take_constants()
+        trainable = parameters(graph, {name: constant.tensor for name, constant in self._constants.items()})
         self._fold(trainable)
+        self._prefixes = {
+            name.rsplit(".", n)[0] for name in self._constants for n in range(1, name.count(".") + 1)
+        }  # names of modules that dotted names make
         for name, constant in self._constants.items():
             self._store(name, constant.tensor, trainable=name in trainable)
+
+        self.forward = _with_signature(self._execute, argument_names(graph))
 
     def _check(self) -> None:
         errors = []
@@ -53,14 +64,13 @@ class OnnxModule(nn.Module):
         if errors:
             raise _together(errors)
 
-    def _candidates(self) -> list[str]:
-        """Initialisers, and the values of Constant nodes, which become constants here."""
+    def _take_constants(self) -> None:
+        """Move the values of Constant nodes to the initialisers."""
         for node, entry in self._plan:
             if node.operator == "Constant":
                 with self._naming(node):
                     self._constants[node.outputs[0]] = Constant(node.outputs[0], entry.function(**node.attributes))
         self._plan = [(node, entry) for node, entry in self._plan if node.operator != "Constant"]
-        return list(self._constants)
 
     @torch.no_grad()
     def _fold(self, trainable: set[str]) -> None:
@@ -89,7 +99,6 @@ class OnnxModule(nn.Module):
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
         parts = name.split(".")
-        leaders = {other.rsplit(".", n)[0] for other in self._constants for n in range(1, other.count(".") + 1)}
         if not all(parts) or any(".".join(parts[:n]) in self._constants for n in range(1, len(parts))):
             parts = [name.replace(".", "_")]
         owner: nn.Module = self
@@ -99,7 +108,7 @@ class OnnxModule(nn.Module):
                     part += "_"
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
-        leaf = parts[-1] + "_" if name in leaders else parts[-1]
+        leaf = parts[-1] + "_" if name in self._prefixes else parts[-1]
         while hasattr(owner, leaf):
             leaf += "_"
         self._paths[name] = ".".join([*parts[:-1], leaf])
@@ -119,13 +128,14 @@ class OnnxModule(nn.Module):
             owner, _, leaf = path.rpartition(".")
             delattr(self.get_submodule(owner), leaf)
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def _execute(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         env: dict[str, Value] = {spec.name: x for spec, x in zip(self._onnx.inputs, inputs, strict=True)}
         for node, entry in self._plan:
             with self._naming(node):
                 results = call.run(node, entry, self._values(node, env), self._load)
             env.update(zip(node.outputs, results, strict=False))
-        return tuple(self._output(name, env) for name in self._onnx.outputs)
+        results = tuple(self._output(name, env) for name in self._onnx.outputs)
+        return results[0] if len(results) == 1 else results
 
     def _output(self, name: str, env: Mapping[str, Value]) -> Tensor:
         value = env[name] if name in env else self._constants[name]
@@ -143,6 +153,29 @@ class OnnxModule(nn.Module):
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             why = f"torch cannot run it: {str(error).strip().splitlines()[0] if str(error).strip() else type(error)}"
             raise call.unsupported(node, self._onnx.opset, self._onnx.source, why) from error
+
+
+def argument_names(graph: Graph) -> list[str]:
+    """The names of the inputs as distinct Python names."""
+    names: list[str] = []
+    for spec in graph.inputs:
+        name = re.sub(r"\W", "_", spec.name)
+        name = f"input_{name}" if not name or name[0].isdigit() else name
+        while name in names or keyword.iskeyword(name):
+            name += "_"
+        names.append(name)
+    return names
+
+
+def _with_signature(run: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+
+    def forward(*args: Tensor, **kwargs: Tensor) -> Any:
+        return run(*signature.bind(*args, **kwargs).args)
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]  # read by inspect.signature and torch.export
+    return forward
 
 
 def _as_tensor(value: Value) -> Tensor:

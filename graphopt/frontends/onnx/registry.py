@@ -9,6 +9,7 @@ refused. `@operator("Softmax", since=13)` makes the function the one for opset 1
     Ints, int               integers that must be known while importing (a dynamic size is a torch.SymInt)
     Floats, float           floats that must be known while importing
     Known                   any array that must be known while importing, with its dtype
+    Tensor | Known          the one or the other, a known one being 0-d
     X | None                an input that may be left out
     *xs: Tensor             any number of inputs
     outputs: Outputs        keyword-only: how many outputs the node asks for, instead of an attribute
@@ -65,7 +66,7 @@ class Operator:
 
     @property
     def constant_inputs(self) -> tuple[str, ...]:
-        return tuple(i.name for i in self.inputs if i.kind not in ("tensor", "operand"))
+        return tuple(i.name for i in self.inputs if i.kind not in ("tensor", "operand", "either"))
 
 
 _TABLE: dict[str, list[Operator]] = {}
@@ -111,6 +112,8 @@ def _describe(name: str, since: int, until: int, function: Callable[..., Any]) -
 def _kind(hint: Any) -> tuple[str, bool]:
     if hint in _KINDS:
         return _KINDS[hint], False
+    if hint == Tensor | Known:
+        return "either", False
     parts = [part for part in typing.get_args(hint) if part is not types.NoneType]
     return _KINDS[parts[0] if len(parts) == 1 else Operand], True
 

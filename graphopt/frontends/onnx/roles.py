@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 
 from graphopt.frontends.onnx.reader import Graph
 
-__all__ = ["is_parameter"]
+__all__ = ["parameters"]
 
 _TRAINABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -46,15 +48,26 @@ _WEIGHT_INPUTS: dict[str, frozenset[int]] = {
 }
 
 
-def is_parameter(name: str, graph: Graph, tensor: torch.Tensor) -> bool:
-    """Whether a stored tensor is a weight.
+def parameters(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> set[str]:
+    """The stored tensors that are weights.
 
-    It is if it is floating point, has at least one axis, and some node uses it other than as data. The value of a
+    One is if it is floating point, has at least one axis, and some node uses it other than as data. The value of a
     Constant node with a single element must moreover be used where only weights are: others are factors and bounds.
     """
-    if tensor.dtype not in _TRAINABLE or tensor.ndim == 0:
-        return False
-    uses = [(node.operator, i) for node in graph.nodes for i, used in enumerate(node.inputs) if used == name]
-    if name not in graph.initializers and tensor.numel() == 1:
+    uses: dict[str, list[tuple[str, int]]] = {}
+    for node in graph.nodes:
+        for i, name in enumerate(node.inputs):
+            uses.setdefault(name, []).append((node.operator, i))
+    return {
+        name
+        for name, tensor in tensors.items()
+        if tensor.dtype in _TRAINABLE
+        and tensor.ndim > 0
+        and _is_weight(uses.get(name, ()), lone=name not in graph.initializers and tensor.numel() == 1)
+    }
+
+
+def _is_weight(uses: Iterable[tuple[str, int]], *, lone: bool) -> bool:
+    if lone:
         return any(i in _WEIGHT_INPUTS.get(operator, ()) for operator, i in uses)
     return any(i not in _DATA_INPUTS.get(operator, ()) for operator, i in uses)

@@ -147,8 +147,8 @@ class Constant:
     LARGEST_KNOWN = 4096
 
     def known(self) -> Known | None:
-        """The values as numbers; None for a tensor too large, or of a dtype that no shape is computed in."""
-        simple = self.tensor.dtype in (torch.int64, torch.int32, torch.bool, torch.float32, torch.float64)
+        """The values as numbers; None for a tensor too large to be a shape, or of complex numbers."""
+        simple = self.tensor.dtype not in (torch.complex64, torch.complex128)
         return Known.from_tensor(self.tensor) if simple and self.tensor.numel() <= self.LARGEST_KNOWN else None
 
 

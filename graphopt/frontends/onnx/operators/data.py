@@ -110,25 +110,31 @@ def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Te
 
     `round_mode` concerns float8e8m0 only, which is refused.
     """
-    return _convert(x, to_dtype(to), saturate)
+    return convert(x, to_dtype(to), saturate)
 
 
 @operator("CastLike", since=15, until=18)
-def cast_like_plain(x: Tensor, like: Tensor) -> Tensor:
-    return _convert(x, like.dtype, 1)
+def cast_like_plain(x: Tensor | Known, like: Tensor) -> Tensor | Known:
+    return cast_like(x, like)
 
 
 @operator("CastLike", since=19, until=23)
-def cast_like_saturate(x: Tensor, like: Tensor, *, saturate: int = 1) -> Tensor:
-    return _convert(x, like.dtype, saturate)
+def cast_like_saturate(x: Tensor | Known, like: Tensor, *, saturate: int = 1) -> Tensor | Known:
+    return cast_like(x, like, saturate=saturate)
 
 
 @operator("CastLike", since=24)
-def cast_like(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
-    return _convert(x, like.dtype, saturate)
+def cast_like(x: Tensor | Known, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor | Known:
+    """A known number stays known: the type of `like` is all that is asked."""
+    if not isinstance(x, Known):
+        return convert(x, like.dtype, saturate)
+    if x.concrete:
+        return Known.from_tensor(convert(x.tensor(), like.dtype, saturate))
+    return convert(x.tensor(), like.dtype, saturate)
 
 
-def _convert(x: Tensor, dtype: torch.dtype, saturate: int) -> Tensor:
+def convert(x: Tensor, dtype: torch.dtype, saturate: int) -> Tensor:
+    """A cast as ONNX defines it; see `cast`."""
     if x.dtype is dtype:
         return x.clone()
     if dtype not in _FLOAT8:
@@ -137,6 +143,8 @@ def _convert(x: Tensor, dtype: torch.dtype, saturate: int) -> Tensor:
     wide = x.to(torch.float32)
     if saturate:
         return wide.clamp(-largest, largest).to(dtype)
+    if dtype is torch.float8_e4m3fn:  # torch saturates this one; what rounds beyond 448 must become NaN
+        wide = torch.where(wide.abs() > 464, math.nan, wide)
     return wide.to(dtype)
 
 
