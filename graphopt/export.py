@@ -149,11 +149,11 @@ def _shapes_of(graph: fx.Graph, dim_names: Mapping[tuple[int, int], str]) -> Sha
     for wanted in (True, False):  # names that were asked for come first
         for position, node in enumerate(tensors):
             for axis, size in enumerate(node.meta["val"].shape):
-                if not isinstance(size, torch.SymInt) or not isinstance(size.node.expr, sympy.Symbol):
-                    continue
+                symbols = size.node.expr.free_symbols if isinstance(size, torch.SymInt) else ()
                 asked = dim_names.get((position, axis))
-                if size.node.expr not in names and (asked is not None or not wanted):
-                    names[size.node.expr] = asked or _fresh(f"{node.name}_{axis}", names)
+                for symbol in symbols:
+                    if symbol not in names and (asked is not None or not wanted):
+                        names[symbol] = asked or _fresh(f"{node.name}_{axis}", names)
     return Shapes(fakes[0].fake_mode if fakes else None, names)
 
 

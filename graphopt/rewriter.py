@@ -38,6 +38,7 @@ class Rewriter:
         self.misses: list[Miss] = []
         self.limit = limit
         self._touched: set[Node] = set()
+        self._removed: set[Node] = set()
         self.params.reindex()
         self._readers = {str(node.target): node for node in self.graph.nodes if node.op == "get_attr"}
         self._first = next((n for n in self.graph.nodes if n.op in ("call_function", "output")), None)
@@ -190,6 +191,21 @@ class Rewriter:
         self._remove(node)
         self._erase_dead(inputs)
 
+    def discard(self, node: Node) -> None:
+        """Take back a call that `call` has inserted and nothing uses, as if it had never been."""
+        if node in self._before or node.users:
+            raise GraphoptError(f"'{node.name}' is part of the graph and cannot be taken back")
+        self._touched.discard(node)
+        self.graph.erase_node(node)
+
+    def refresh(self, node: Node) -> None:
+        """Infer the value of a call again, after an input of it has got other strides.
+
+        Raises:
+            ShapeError: when the operator cannot take its inputs as they are now.
+        """
+        node.meta["val"] = self.model.shapes.propagate(node)
+
     def _erase_dead(self, nodes: list[Node]) -> None:
         stack = list(nodes)
         while stack:
@@ -202,6 +218,7 @@ class Rewriter:
 
     def _remove(self, node: Node) -> None:
         self.graph.erase_node(node)
+        self._removed.add(node)
         if node.op == "get_attr":
             self._forget(str(node.target))
 
@@ -243,6 +260,7 @@ class Rewriter:
         for name, (tensor, version) in self._versions.items():
             if tensor._version != version:
                 return f"the tensor '{name}' was written to in place"
-        if not self.edits and len(self._before) != len(self.graph.nodes):
-            return "nodes were erased from the graph"
+        for node in self._before:
+            if node._erased and node not in self._removed:
+                return f"'{node.name}' was erased from the graph"
         return None

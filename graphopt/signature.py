@@ -129,7 +129,14 @@ class Signature:
 
     def _misfit_expression(self, spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> str | None:
         for axis, (size, dim) in enumerate(zip(shape, spec.dims, strict=True)):
-            if isinstance(dim, str) and dim not in self.ranges and size_of(dim, sizes) != size:
+            if not isinstance(dim, str) or dim in self.ranges:
+                continue
+            factor, _, name = dim.partition("*")
+            if name in self.ranges and name not in sizes and factor.isdigit():
+                if size % int(factor):
+                    return f"input '{spec.name}' has size {size} at axis {axis}, the model takes a multiple of {factor}"
+                sizes[name] = size // int(factor)
+            if size_of(dim, sizes) != size:
                 bound = ", ".join(f"{name}={value}" for name, value in sizes.items())
                 return (
                     f"input '{spec.name}' has size {size} at axis {axis}, {dim} is {size_of(dim, sizes)} with {bound}"

@@ -161,8 +161,8 @@ def _dim_names(inputs: dict[str, Any], specs: dict[str, Any]) -> dict[tuple[int,
         if not isinstance(value, torch.Tensor):
             continue
         for axis, dim in (spec or {}).items():
-            if isinstance(dim, Dim) and "root" not in vars(dim):
-                names[position, axis] = dim.__name__
+            if isinstance(dim, Dim):
+                names[position, axis] = vars(dim).get("root", dim).__name__
         position += 1
     return names
 

@@ -1,0 +1,179 @@
+"""The rewriter journals every edit, keeps shapes and tensors in step, and notices edits past it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import graphopt as go
+from graphopt.errors import GraphoptError
+from graphopt.fake import ShapeError
+from graphopt.match import Anything, Op, Tensor, match
+from graphopt.params import ParamKind
+from graphopt.rewriter import Rewriter
+from graphopt.transform import EditKind
+from graphopt.verify import verify
+
+aten = torch.ops.aten
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.bn(self.conv(x)))
+        return self.second(self.first(y.mean((2, 3)))) + y.amax((2, 3))
+
+
+def rewriter(limit: int | None = None) -> Rewriter:
+    return Rewriter(go.capture(Net().eval(), (torch.randn(2, 3, 8, 8),)).clone(share_tensors=True), limit=limit)
+
+
+def one(rw: Rewriter, target: object) -> torch.fx.Node:
+    (node,) = rw.find(target)
+    return node
+
+
+def test_replace_erases_what_died_and_its_tensors() -> None:
+    rw = rewriter()
+    bn, conv = one(rw, aten.batch_norm.default), one(rw, aten.conv2d.default)
+    rw.replace(bn, conv, "for the test")
+    verify(rw.model)
+    assert [edit.kind for edit in rw.edits] == [EditKind.REPLACE] and "batch_norm" in rw.edits[0].before
+    assert rw.unjournaled() is None
+    assert not [name for name in rw.model.state_dict() if name.startswith("bn")]
+    assert rw.model.kept == {"first.weight"}
+
+
+def test_tied_tensor_in_use_elsewhere_keeps_its_names() -> None:
+    rw = rewriter()
+    first, second = rw.find(aten.linear.default)
+    rw.replace(second, first, "for the test")
+    verify(rw.model)
+    assert "second.bias" not in rw.params
+    assert {"first.weight", "second.weight"} <= set(rw.model.state_dict())
+
+
+def test_set_tensor_follows_ties_and_leaves_the_old_tensor() -> None:
+    rw = rewriter()
+    node = next(
+        n
+        for n in rw.graph.nodes
+        if n.op == "get_attr"
+        and str(n.target).endswith("weight")
+        and n.users
+        and "conv" not in str(n.target)
+        and "bn" not in str(n.target)
+    )
+    old = rw.params[str(node.target)]
+    before = old.detach().clone()
+    rw.set_tensor(node, torch.zeros(4, 4), "for the test")
+    verify(rw.model)
+    assert rw.params["first.weight"] is rw.params["second.weight"]
+    assert torch.equal(old, before) and not torch.equal(rw.params["first.weight"], before)
+    assert rw.unjournaled() is None
+
+
+def test_call_infers_the_shape_and_the_place() -> None:
+    rw = rewriter()
+    relu = one(rw, aten.relu.default)
+    new = rw.call(aten.gelu.default, relu.args[0], before=relu, approximate="tanh")
+    rw.replace(relu, new, "for the test")
+    verify(rw.model)
+    assert rw.fake(new).shape == (2, 4, 6, 6)
+    assert "gelu" in str(rw.model)
+
+
+def test_call_that_cannot_be_leaves_no_node() -> None:
+    rw = rewriter()
+    relu, count = one(rw, aten.relu.default), len(rw.graph.nodes)
+    with pytest.raises(ShapeError):
+        rw.call(aten.view.default, relu, [7], before=relu)
+    assert len(rw.graph.nodes) == count
+
+
+def test_update_by_argument_name() -> None:
+    rw = rewriter()
+    conv = one(rw, aten.conv2d.default)
+    rw.update(conv, "for the test", padding=[1, 1], bias=None)
+    assert rw.argument(conv, "padding") == [1, 1] and rw.argument(conv, "bias") is None
+    assert rw.argument(conv, "stride") == [1, 1] and rw.argument(conv, "groups") == 1
+    assert rw.fake(conv).shape == (2, 4, 8, 8) and "conv.bias" not in rw.params
+
+
+def test_new_tensor_gets_a_free_name() -> None:
+    rw = rewriter()
+    node = rw.add_tensor("conv.bias", torch.ones(4), kind=ParamKind.PARAMETER)
+    assert node.target == "conv.bias_1" and isinstance(rw.params["conv.bias_1"], nn.Parameter)
+
+
+def test_why_shared_names_the_other_user() -> None:
+    rw = rewriter()
+    first, second = rw.find(aten.linear.default)
+    weight = rw.argument(first, "weight")
+    assert "also used by" in str(rw.why_shared(weight, first))
+    assert rw.why_shared(rw.argument(first, "bias"), first) is None
+
+
+@pytest.mark.parametrize("what", ["arguments", "node", "tensor", "erased"])
+def test_edits_past_the_rewriter_are_noticed(what: str) -> None:
+    rw = rewriter()
+    relu = one(rw, aten.relu.default)
+    if what == "arguments":
+        conv = one(rw, aten.conv2d.default)
+        conv.args = (*conv.args[:3], [2, 2])
+    elif what == "node":
+        with rw.graph.inserting_after(relu):
+            rw.graph.call_function(aten.relu.default, (relu,))
+    elif what == "tensor":
+        rw.params["conv.weight"].data.mul_(2)
+        with torch.no_grad():
+            rw.params["conv.weight"].mul_(2)
+    else:
+        relu.replace_all_uses_with(relu.args[0])
+        rw.graph.erase_node(relu)
+    assert rw.unjournaled() is not None
+
+
+def test_limit_stops_the_search() -> None:
+    rw = rewriter(limit=1)
+    for linear in rw.find(aten.linear.default):
+        rw.update(linear, "for the test", bias=None)
+    assert len(rw.edits) == 1 and rw.exhausted
+
+
+def test_erase_refuses_a_node_in_use() -> None:
+    rw = rewriter()
+    with pytest.raises(GraphoptError, match="has users"):
+        rw.erase(one(rw, aten.relu.default), "for the test")
+
+
+PATTERN = Op(
+    aten.batch_norm.default,
+    input=Op(aten.conv2d.default, name="conv", sole_user=True, input=Anything("x"), weight=Tensor("weight")),
+    training=False,
+)
+
+
+def test_match_binds_names() -> None:
+    rw = rewriter()
+    found = match(PATTERN, one(rw, aten.batch_norm.default))
+    assert found and found["conv"].target is aten.conv2d.default and found["weight"].target == "conv.weight"
+    assert set(found) == {"conv", "x", "weight"}
+
+
+def test_failed_match_gives_the_reason() -> None:
+    rw = rewriter()
+    bn = one(rw, aten.batch_norm.default)
+    assert "'relu' is relu, not batch_norm" in match(PATTERN, one(rw, aten.relu.default)).reason
+    needs_training = Op(aten.batch_norm.default, training=True)
+    assert "training of 'batch_norm' is False, not True" in match(needs_training, bn).reason
+    conv = one(rw, aten.conv2d.default)
+    extra = rw.call(aten.relu.default, conv, before=bn)
+    assert f"also used by '{extra.name}'" in match(PATTERN, bn).reason
