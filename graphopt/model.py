@@ -134,8 +134,13 @@ class Model:
         """Run on the flat tensor inputs and return the flat tensor outputs, constants left out on both sides."""
         flat = iter(tensors)
         leaves = [next(flat) if isinstance(spec, TensorSpec) else spec.value for spec in self.signature.inputs]
-        args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
-        return [leaf for leaf in pytree.tree_leaves(self.module(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+        if self._stale:
+            # Code for 10,000 nodes takes a second to make: a model that is changed again after one call walks the graph.
+            results = fx.Interpreter(self._module).run(*leaves, enable_io_processing=False)
+        else:
+            args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
+            results = self._module(*args, **kwargs)
+        return [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
 
     def train(self) -> Model:
         """Set every training flag, as `nn.Module.train` does; returns the model itself."""
@@ -162,9 +167,8 @@ class Model:
 
     def clone(self, *, share_tensors: bool = False) -> Model:
         """A copy with a graph of its own, and with tensors of its own unless `share_tensors`."""
-        graph = copy_graph(self.graph)
         module = empty_module()
-        module.graph = graph
+        copy_graph(self.graph, module.graph)
         copy = Model(
             module,
             self.signature,
@@ -184,6 +188,7 @@ class Model:
             copy.params.add(name, copies[id(tensor)], kind)
         copy.params.masks = dict(self.params.masks)
         copy.params.precision = dict(self.params.precision)
+        copy.touch()
         return copy
 
     def own_tensors(self, other: Model) -> None:
@@ -214,14 +219,12 @@ def empty_module() -> fx.GraphModule:
     return fx.GraphModule({}, fx.Graph(), class_name="Model")
 
 
-def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """The same nodes under the same names, with metadata of their own."""
-    copy = fx.Graph()
+def copy_graph(graph: fx.Graph, into: fx.Graph) -> None:
+    """Put the same nodes under the same names, with metadata of their own, into a graph that is empty."""
     mapping: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        mapping[node] = copy.node_copy(node, lambda n: mapping[n])
-    copy._codegen = graph._codegen
-    return copy
+        mapping[node] = into.node_copy(node, mapping.__getitem__)
+    into._codegen = graph._codegen
 
 
 def _entries(params: ParamTable) -> Iterator[tuple[str, torch.Tensor, ParamKind]]:
