@@ -41,7 +41,7 @@ class Rewriter:
         self._removed: set[Node] = set()
         self.params.reindex()
         self._readers = {str(node.target): node for node in self.graph.nodes if node.op == "get_attr"}
-        self._first = next((n for n in self.graph.nodes if n.op in ("call_function", "output")), None)
+        self._first: Node | None = None
         self._before = {node: (node.target, node.args, node.kwargs) for node in self.graph.nodes}
         self._versions = {name: (tensor, tensor._version) for name, tensor in self.params.items()}
 
@@ -113,7 +113,7 @@ class Rewriter:
         with self.graph.inserting_before(before):
             node = self.graph.call_function(op, args, kwargs)
         if before is self._first or before.op in ("get_attr", "placeholder"):
-            self._first = node
+            self._first = node  # so that tensors added from now on come before it
         self._inherit(node, like or before)
         try:
             node.meta["val"] = self.model.shapes.propagate(node)
@@ -140,9 +140,10 @@ class Rewriter:
 
     def _first_call(self) -> Node:
         """The call, or the output, that stands first: tensors go in front of it."""
-        if self._first is None or self._first._erased:
-            self._first = next(n for n in self.graph.nodes if n.op in ("call_function", "output"))
-        return self._first
+        first = self._first
+        if first is None or first._erased:
+            first = self._first = next(n for n in self.graph.nodes if n.op in ("call_function", "output"))
+        return first
 
     def set_tensor(self, node: Node, tensor: torch.Tensor, why: str) -> None:
         """Give a weight a new value; names tied to it follow. The old tensor itself is not written to."""
