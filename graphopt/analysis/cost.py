@@ -30,6 +30,7 @@ from torch.fx import Node
 from graphopt.analysis.lifetimes import Lifetime, lifetimes, peak_step
 from graphopt.analysis.sizes import Evaluator, Renamer, Sum, Volumes, total
 from graphopt.errors import UsageError
+from graphopt.mode import is_running_statistic
 from graphopt.ops import Indexed, Kind, OpInfo, Size, argument, is_view, lookup, product
 from graphopt.params import ParamKind
 
@@ -167,8 +168,8 @@ def cost(model: Model, at: Mapping[str, int] | None = None) -> Cost:
 
 
 def _counts(node: Node) -> bool:
-    """Whether the node is a call on tensors: picking one of several outputs and arithmetic on sizes are free."""
-    if node.op != "call_function" or node.target is operator.getitem:
+    """Whether the node works on tensors; picking an output, arithmetic on sizes and counting batches are free."""
+    if node.op != "call_function" or node.target is operator.getitem or is_running_statistic(node):
         return False
     info = lookup(node.target)
     return info is None or info.kind is not Kind.SIZE

@@ -135,6 +135,13 @@ def test_unknown_operators_are_named_and_not_counted() -> None:
     assert found.modules[""].macs == 0
 
 
+def test_counting_batches_while_training_is_free() -> None:
+    model = graphopt.capture(Block().train(), (torch.rand(2, 3, 6, 6),))
+    found = cost(model)
+    assert found.barriers == {} and len(found.nodes) == 5
+    assert found.macs == 7808 * 2 and found.parameters == 276
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphopt import ops
-from tests.ops.calls import flat, full, node_of, overload, run, same, samples
+from tests.ops.calls import full, node_of, overload, run, same, samples
 from tests.ops.layer_samples import ATTENTION, LAYERS, OTHERS, PRODUCTS
 from tests.ops.samples import MOVEMENTS, Call, t
 
