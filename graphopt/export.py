@@ -7,7 +7,7 @@ guards, pytree code generation, range constraints.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -210,14 +210,15 @@ def _drop_dead(graph: fx.Graph) -> None:
 
 def _copy_tensors(source: nn.Module, model: Model, unused: Sequence[str]) -> None:
     """Give `model` copies of the tensors of `source`, ties kept; unused ones of the user's state stay as `kept`."""
-    copies: dict[int, torch.Tensor] = {}
+    copies: dict[Hashable, torch.Tensor] = {}
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in copies:
+        parameter = isinstance(tensor, nn.Parameter)
+        key = (parameter, _place(tensor))
+        if key not in copies:
             made = tensor.detach().clone()
-            parameter = isinstance(tensor, nn.Parameter)
-            copies[id(tensor)] = nn.Parameter(made, requires_grad=tensor.requires_grad) if parameter else made
-        return copies[id(tensor)]
+            copies[key] = nn.Parameter(made, requires_grad=tensor.requires_grad) if parameter else made
+        return copies[key]
 
     state = set(source.state_dict())
     used = {str(node.target) for node in model.graph.nodes if node.op == "get_attr"}
@@ -232,6 +233,13 @@ def _copy_tensors(source: nn.Module, model: Model, unused: Sequence[str]) -> Non
         path, _, leaf = name.rpartition(".")
         model.params.add(name, copy(getattr(source.get_submodule(path), leaf)), ParamKind.CONSTANT)
     model.kept = {name for name in named if name in state and name not in used}
+
+
+def _place(tensor: torch.Tensor) -> Hashable:
+    """Equal for tensors that are one, also when a file's reader made two objects of them."""
+    if not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def _example(program: ExportedProgram) -> list[torch.Tensor]:

@@ -1,0 +1,198 @@
+"""Files: what is saved comes back the same; what is damaged, foreign or hostile is refused with one clear error."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import graphopt as go
+from graphopt.errors import LoadError, UsageError
+from tests.compare import relative_error
+from tests.tiny import NAMES, build
+
+
+def small() -> go.Model:
+    net = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4), nn.BatchNorm1d(5), nn.Linear(4, 10)).eval()
+    net[3].weight = net[0].weight
+    model = go.capture(net, (torch.randint(10, (2, 5)),), dynamic={0: {0: "batch"}})
+    model.params.masks["1.weight"] = torch.ones(4, 4, dtype=torch.bool)
+    model.params.precision["1.weight"] = "float16"
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("suffix", [".gopt", ".pt2"])
+def test_round_trip(name: str, suffix: str, tmp_path: Path) -> None:
+    net = build(name)
+    model = go.capture(net.module, net.args(2), dynamic=net.dynamic)
+    model.save(tmp_path / f"net{suffix}")
+    again = go.load(tmp_path / f"net{suffix}")
+    assert relative_error(again(*net.args(2, seed=1)), model(*net.args(2, seed=1))) == 0
+    assert set(again.state_dict()) == set(model.state_dict()) and again.mode == model.mode
+    assert sorted(map(sorted, again.params.ties())) == sorted(map(sorted, model.params.ties()))
+    if suffix == ".gopt":
+        assert str(again) == str(model) and again.signature == model.signature and again.kept == model.kept
+
+
+def test_everything_is_kept_and_equal_bytes(tmp_path: Path) -> None:
+    model, _ = go.run(small(), [])
+    model.history = ("exact",)
+    for name in ("a.gopt", "b.gopt"):
+        model.save(tmp_path / name)
+    assert (tmp_path / "a.gopt").read_bytes() == (tmp_path / "b.gopt").read_bytes()
+    again = go.load(tmp_path / "a.gopt")
+    assert again.history == ("exact",) and again.params.precision == {"1.weight": "float16"}
+    assert torch.equal(again.params.masks["1.weight"], model.params.masks["1.weight"])
+    assert torch.equal(again.example[0], model.example[0])
+    assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in model.parameters()]
+    again.save(tmp_path / "c.gopt")
+    assert (tmp_path / "a.gopt").read_bytes() == (tmp_path / "c.gopt").read_bytes()
+
+
+def test_a_folder_works_too(tmp_path: Path) -> None:
+    (tmp_path / "net.gopt").mkdir()
+    model = small()
+    model.save(tmp_path / "net.gopt")
+    assert (tmp_path / "net.gopt" / "graph.json").exists()
+    assert str(go.load(tmp_path / "net.gopt")) == str(model)
+
+
+def test_training_mode_is_kept(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout()).train()
+    net[1].eval()
+    model = go.capture(net, (torch.randn(2, 3, 4, 4),))
+    model.save(tmp_path / "net.gopt")
+    again = go.load(tmp_path / "net.gopt").eval().train()
+    assert again.mode == "train" and str(again) == str(model)
+
+
+def damaged(path: Path, member: str, change: Callable[[dict], None]) -> None:
+    """Rewrite one JSON member of the zip at `path`."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    data = json.loads(parts[member])
+    change(data)
+    parts[member] = json.dumps(data).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+def call_of(data: dict, target: str) -> dict:
+    return next(row for row in data["nodes"] if row.get("target") == target)
+
+
+DAMAGES: dict[str, tuple[str, Callable[[dict], None], str]] = {
+    "schema": ("model.json", lambda d: d.update(schema=99), "schema 99"),
+    "no signature": ("model.json", lambda d: d.pop("signature"), "damaged"),
+    "operator": (
+        "graph.json",
+        lambda d: call_of(d, "aten.linear.default").update(target="aten.from_file.default"),
+        "may not be in a file",
+    ),
+    "python": (
+        "graph.json",
+        lambda d: call_of(d, "aten.linear.default").update(target="os.system"),
+        "may not be in a file",
+    ),
+    "shape": ("graph.json", lambda d: call_of(d, "aten.linear.default").update(shape="float32[1]"), "recorded as"),
+    "dtype": ("model.json", lambda d: d["signature"]["inputs"][0].update(dtype="float32"), "damaged|no valid model"),
+    "size": ("model.json", lambda d: d["signature"]["inputs"][0].update(dims=["__import__('os')", 5]), "not a size"),
+    "kept": ("model.json", lambda d: d["kept"].append("ghost"), "I2"),
+    "value": (
+        "graph.json",
+        lambda d: call_of(d, "aten.linear.default").update(args=[{"code": "1+1"}]),
+        "unknown kind 'code'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_damage_is_refused(case: str, tmp_path: Path) -> None:
+    member, change, words = DAMAGES[case]
+    path = tmp_path / "net.gopt"
+    small().save(path)
+    damaged(path, member, change)
+    with pytest.raises(LoadError, match=words):
+        go.load(path)
+
+
+def test_truncated_and_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "net.gopt"
+    small().save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LoadError, match="no .gopt model"):
+        go.load(path)
+    for name, words in (("text.gopt", "no .gopt"), ("text.pt2", "no .pt2"), ("text.h5", "none of .gopt")):
+        (tmp_path / name).write_text("hello")
+        with pytest.raises(LoadError, match=words):
+            go.load(tmp_path / name)
+    with pytest.raises(LoadError, match="no file"):
+        go.load(tmp_path / "missing.onnx")
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("exploded"),))
+
+
+def test_pickles_in_pt2_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small().save(tmp_path / "net.pt2")
+    with zipfile.ZipFile("net.pt2") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    (sample,) = [name for name in parts if "sample_inputs" in name]
+    buffer = io.BytesIO()
+    torch.save(Bomb(), buffer)
+    parts[sample] = buffer.getvalue()
+    root = sample.split("/")[0]
+    for extra in ({}, {f"{root}/data/constants/opaque_obj_0": pickle.dumps(Bomb())}):
+        with zipfile.ZipFile("bad.pt2", "w") as archive:
+            for name, content in (parts | extra).items():
+                archive.writestr(name, content)
+        with pytest.raises(LoadError):
+            go.load("bad.pt2")
+    assert not Path("exploded").exists()
+
+
+def test_unknown_suffix_and_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="suffixes"):
+        small().save(tmp_path / "net.txt")
+    with pytest.raises(UsageError, match="cannot be written"):
+        small().save(tmp_path / "no" / "net.gopt")
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.gopt"
+    small().save(path)
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
+    with pytest.raises(UsageError, match="No space left"):
+        small().save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_callable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mynet.py").write_text(
+        "import torch\n"
+        "def net(): return torch.nn.Linear(3, 2), (torch.randn(4, 3),), {0: {0: 'batch'}}\n"
+        "def wrong(): return 3\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert go.load("mynet:net")(torch.randn(7, 3)).shape == (7, 2)
+    for name, words in (("mynet:wrong", "returned a int"), ("mynet:none", "no function"), ("nomod:net", "imported")):
+        with pytest.raises(LoadError, match=words):
+            go.load(name)
