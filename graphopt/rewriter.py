@@ -109,7 +109,10 @@ class Rewriter:
 
         Raises:
             ShapeError: when the operator cannot take these inputs.
+            GraphoptError: when `before` has been erased, so that the call would stand nowhere.
         """
+        if before._erased:
+            raise GraphoptError(f"a call cannot be put before '{before.name}', which was erased")
         with self.graph.inserting_before(before):
             node = self.graph.call_function(op, args, kwargs)
         if before is self._first or before.op in ("get_attr", "placeholder"):

@@ -177,3 +177,11 @@ def test_failed_match_gives_the_reason() -> None:
     conv = one(rw, aten.conv2d.default)
     extra = rw.call(aten.relu.default, conv, before=bn)
     assert f"also used by '{extra.name}'" in match(PATTERN, bn).reason
+
+
+def test_call_refuses_a_place_that_was_erased() -> None:
+    rw = rewriter()
+    relu = one(rw, aten.relu.default)
+    rw.replace(relu, rw.argument(relu, "self"), "for the test")
+    with pytest.raises(GraphoptError, match="was erased"):
+        rw.call(aten.neg.default, one(rw, aten.conv2d.default), before=relu)
