@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from graphopt.errors import GraphoptError, UsageError
 from graphopt.transform import Pass
 
-__all__ = ["GROUP", "PRESETS", "get_pass", "nearest", "pass_names"]
+__all__ = ["GROUP", "PRESETS", "get_pass", "home_of", "nearest", "pass_names"]
 
 GROUP = "graphopt.passes"
 """Entry-point group of passes: `fold-tanh = "my_package.fold_tanh:FoldTanh"`."""
@@ -45,6 +45,18 @@ def pass_names() -> list[str]:
     return sorted(_homes())
 
 
+def home_of(name: str) -> str:
+    """Where a pass lives: `module`, or `module:Class`. Imports no pass.
+
+    Raises:
+        UsageError: when no pass has that name.
+    """
+    home = _homes().get(name)
+    if home is None:
+        raise UsageError(f"there is no pass '{name}'", todo=nearest(name, [*pass_names(), *PRESETS]))
+    return home
+
+
 @cache
 def get_pass(name: str) -> type[Pass]:
     """The class of a pass.
@@ -53,9 +65,7 @@ def get_pass(name: str) -> type[Pass]:
         UsageError: when no pass has that name.
         GraphoptError: when its home holds no such class.
     """
-    home = _homes().get(name)
-    if home is None:
-        raise UsageError(f"there is no pass '{name}'", todo=nearest(name, [*pass_names(), *PRESETS]))
+    home = home_of(name)
     path, _, class_name = home.partition(":")
     module = importlib.import_module(path)
     found = [

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from graphopt.errors import LoadError
-from graphopt.frontends.torch import capture
+from graphopt.frontends.torch import capture, user_line
 from graphopt.model import Model
 
 __all__ = ["load_callable"]
@@ -21,17 +21,27 @@ def load_callable(name: str) -> Model:
     `args` is a tuple of positional example inputs, or a dict of keyword ones.
 
     Raises:
-        LoadError: when the module or the function does not exist, or returns something else.
+        LoadError: when the module or the function does not exist, fails, or returns something else.
     """
     path, _, function = name.partition(":")
+    if not path or not function:
+        raise LoadError(f"'{name}' is not module:callable", todo="name both, such as my_nets:make_classifier")
     try:
         home = importlib.import_module(path)
-    except ImportError as error:
-        raise LoadError(f"the module '{path}' of '{name}' cannot be imported", why=str(error)) from error
+    except Exception as error:  # the module is the user's and may fail in any way
+        raise _failed(f"the module '{path}' of '{name}' cannot be imported", error) from error
     make = getattr(home, function, None)
     if not callable(make):
         raise LoadError(f"the module '{path}' has no function '{function}'")
-    return capture_returned(make(), name)
+    try:
+        made = make()
+    except Exception as error:  # so may the function
+        raise _failed(f"'{name}' failed", error) from error
+    return capture_returned(made, name)
+
+
+def _failed(what: str, error: Exception) -> LoadError:
+    return LoadError(what, where=user_line(error) or None, why=f"{type(error).__name__}: {error}")
 
 
 def capture_returned(made: Any, name: str) -> Model:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import io
 import linecache
+import logging
 import re
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ from graphopt.export import from_exported_program
 from graphopt.model import Model
 from graphopt.verify import verify
 
-__all__ = ["capture"]
+__all__ = ["capture", "user_line"]
 
 _SIZE = re.compile(r"(?:(\d+)\s*\*\s*)?([A-Za-z_]\w*)$")
 
@@ -53,8 +56,7 @@ def capture(
     inputs = _bind(module, args, kwargs)
     specs = _dynamic_specs(inputs, dynamic or {})
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of things that are checked here anyway
+        with _quiet():
             program = torch.export.export(module, args, kwargs, dynamic_shapes=specs, strict=False)
     except Exception as error:
         raise _explain(error, module) from error
@@ -67,6 +69,23 @@ def capture(
     )
     verify(model)
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back torch's warnings, logs and dumps of half-traced graphs: an error of `capture` says what matters."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]
+    handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
+    levels = [handler.level for handler in handlers]
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for handler in handlers:
+            handler.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for handler, level in zip(handlers, levels, strict=True):
+                handler.setLevel(level)
 
 
 def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +194,7 @@ def _explain(error: Exception, module: nn.Module) -> UsageError | UnsupportedErr
     """A torch error as one of ours, with the line of the user's code at which tracing stopped."""
     if isinstance(error, UnsupportedError | UsageError):
         return error
-    where = _user_line(error) or f"{type(module).__name__}.forward"
+    where = user_line(error) or f"{type(module).__name__}.forward"
     text = str(error).strip()
     kind = type(error).__name__
     if "data-dependent" in text.lower() or "GuardOnDataDependent" in kind:
@@ -201,14 +220,14 @@ def _explain(error: Exception, module: nn.Module) -> UsageError | UnsupportedErr
     )
 
 
-def _user_line(error: BaseException) -> str:
+def user_line(error: BaseException) -> str:
     """The innermost frame outside torch and graphopt in the traceback of `error` or of what caused it."""
     found = ""
     current: BaseException | None = error
     while current is not None:
         for frame, line in traceback.walk_tb(current.__traceback__):
             file = frame.f_code.co_filename
-            if "/torch/" in file or "/graphopt/" in file or file.startswith("<"):
+            if any(folder in file for folder in ("/torch/", "/graphopt/", "/importlib/")) or file.startswith("<"):
                 continue
             found = f"{file}:{line}: {linecache.getline(file, line).strip()}"
         current = current.__cause__ or current.__context__
