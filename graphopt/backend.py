@@ -1,8 +1,295 @@
+"""Ways to run a model, and what they make of it.
+
+A `Backend` compiles a model into an `Artifact`, which is called as the model is. Backends are found by name: the
+built-in ones below, other people's through the entry-point group `graphopt.backends`
+(`name = "module:Class"`); none is imported before it is asked for. Nothing here imports torch, so that a saved
+artifact runs without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from graphopt import tree
+from graphopt.errors import GraphoptError, InputError, LoadError, UnsupportedError, UsageError
+from graphopt.names import nearest
+from graphopt.signature import Signature, TensorSpec
+from graphopt.target import Target
+
+if TYPE_CHECKING:
+    from graphopt.model import Model
+
+__all__ = [
+    "GROUP",
+    "Artifact",
+    "Backend",
+    "Timing",
+    "Unsupported",
+    "backend_names",
+    "build",
+    "get_backend",
+    "is_torch",
+    "load_artifact",
+    "read_manifest",
+    "refuse",
+]
+
+GROUP = "graphopt.backends"
+"""Entry-point group of backends: `mine = "my_package.backend:MyBackend"`."""
+
+_BUILT_IN = {
+    "onnxruntime": "graphopt.backends.onnxruntime:OnnxRuntimeBackend",
+    "reference": "graphopt.backends.reference:ReferenceBackend",
+    "tvm": "graphopt.backends.tvm:TvmBackend",
+}
 
 
 @dataclass(frozen=True)
 class Unsupported:
+    """One node that a backend cannot run: the operator, the node's name, and why."""
+
     operator: str
     node: str
     why: str
+
+    def __str__(self) -> str:
+        return f"{self.operator} at '{self.node}': {self.why}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: median and quartiles over the rounds."""
+
+    median: float
+    q1: float
+    q3: float
+    rounds: int
+
+    @classmethod
+    def measure(cls, function: Callable[[], object], *, rounds: int, warmup: int) -> Timing:
+        """Time a function, after calls that are not counted.
+
+        Raises:
+            UsageError: for fewer than one round.
+        """
+        if rounds < 1 or warmup < 0:
+            raise UsageError(f"cannot time {rounds} rounds after {warmup} warm-up calls")
+        for _ in range(warmup):
+            function()
+        times = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - start)
+        q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive") if rounds > 1 else times * 3
+        return cls(median, q1, q3, rounds)
+
+
+class Artifact(ABC):
+    """A compiled model. Call it as the model is called, or with tensors by position and by input name.
+
+    The tensors are all torch's or all numpy's, and so are those it returns.
+    """
+
+    def __init__(self, signature: Signature, target: Target, threads: int) -> None:
+        self.signature = signature
+        self.target = target
+        self.threads = threads
+
+    @abstractmethod
+    def run(self, tensors: list[Any]) -> list[Any]:
+        """Run on the flat, checked tensor inputs, and return the flat tensor outputs of the same kind."""
+
+    @abstractmethod
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the artifact as a folder that `load_artifact` reads.
+
+        Raises:
+            UsageError: when the backend cannot save, or the folder cannot be written.
+        """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Raises:
+            InputError: when structure, dtype or shape of the inputs differ from the signature.
+        """
+        results = iter(self.run(self._tensors(args, kwargs)))
+        leaves = [next(results) if isinstance(spec, TensorSpec) else spec.value for spec in self.signature.outputs]
+        return tree.unflatten(leaves, self.signature.out_tree) if self.signature.out_tree else tuple(leaves)
+
+    def bench(self, *args: Any, rounds: int = 20, warmup: int = 3, **kwargs: Any) -> Timing:
+        """Time calls on these inputs, without the checks around them. Nothing else should be running."""
+        tensors = self._tensors(args, kwargs)
+        return Timing.measure(lambda: self.run(tensors), rounds=rounds, warmup=warmup)
+
+    def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        leaves = self._by_name(args, kwargs)
+        if leaves is None:
+            leaves = tree.flatten((args, kwargs), self.signature.in_tree)
+        tensors = []
+        for spec, leaf in zip(self.signature.inputs, leaves, strict=True):
+            if isinstance(spec, TensorSpec):
+                tensors.append(leaf)
+            elif leaf is not spec and (type(leaf) is not type(spec.value) or leaf != spec.value):
+                raise InputError(
+                    f"input '{spec.name}' is {leaf!r}, the model was captured with {spec.value!r}",
+                    todo="capture the model again with this value",
+                )
+        _require_one_kind(self.signature, tensors)
+        self.signature.check([(_dtype_name(tensor), tuple(tensor.shape)) for tensor in tensors])
+        return tensors
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+        """Leaves in order when only tensors are given, by position and by name; constants may be left out."""
+        if not all(_is_tensor(value) for value in (*args, *kwargs.values())):
+            return None
+        specs = self.signature.tensor_inputs
+        names = [spec.name for spec in specs]
+        if len(args) + len(kwargs) != len(specs) or set(kwargs) != set(names[len(args) :]):
+            return None
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return [given[spec.name] if isinstance(spec, TensorSpec) else spec for spec in self.signature.inputs]
+
+
+class Backend(ABC):
+    """A way to run models."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def supports(self, model: Model) -> list[Unsupported]:
+        """Everything in the model that this backend cannot run; empty when it can be compiled."""
+
+    @abstractmethod
+    def compile(self, model: Model, target: Target, *, threads: int | None = None) -> Artifact:
+        """Make the model runnable on a target, with the target's number of threads unless another is given.
+
+        Raises:
+            UnsupportedError: naming everything that cannot be run, at once.
+        """
+
+    @classmethod
+    def load(cls, directory: Path, manifest: Mapping[str, Any]) -> Artifact:
+        """Read an artifact that this backend saved.
+
+        Raises:
+            LoadError: when files are missing or damaged.
+        """
+        raise LoadError(f"the backend '{cls.name}' does not save artifacts", where=str(directory))
+
+
+def refuse(backend: str, problems: list[Unsupported]) -> UnsupportedError:
+    """The error that names everything a backend cannot run."""
+    shown = [str(problem) for problem in problems]
+    return UnsupportedError(
+        f"the backend '{backend}' cannot run {len(problems)} node{'s' if len(problems) > 1 else ''} of this model",
+        where="\n".join(shown),
+        todo="run it with the backend 'reference', or replace these operators in the model",
+    )
+
+
+def backend_names() -> list[str]:
+    """All backends that can be asked for."""
+    return sorted(_homes())
+
+
+def _homes() -> dict[str, str]:
+    homes = dict(_BUILT_IN)
+    for point in entry_points(group=GROUP):
+        if homes.get(point.name, point.value) != point.value:
+            raise GraphoptError(f"two backends are called '{point.name}': {homes[point.name]} and {point.value}")
+        homes[point.name] = point.value
+    return homes
+
+
+def get_backend(name: str) -> type[Backend]:
+    """The class of a backend, imported now.
+
+    Raises:
+        UsageError: when no backend has that name.
+    """
+    homes = _homes()
+    if name not in homes:
+        raise UsageError(f"there is no backend '{name}'", todo=nearest(name, homes))
+    module, _, attribute = homes[name].partition(":")
+    found: type[Backend] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def build(
+    model: Model, target: Target | str = "cpu", backend: str = "tvm", *, threads: int | None = None
+) -> Artifact:
+    """Compile a model: `build(model, target="cpu")(x)`.
+
+    Args:
+        target: a Target, a preset's name, JSON text or the path of a JSON file.
+        backend: `tvm`, `onnxruntime`, `reference`, or one that another package brings.
+        threads: how many threads the artifact uses; the target's number of cores by default.
+
+    Raises:
+        UsageError: for an unknown target or backend, or a number of threads below one.
+        UnsupportedError: naming everything that the backend cannot run.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"a model cannot run on {threads} threads")
+    where = Target.parse(target) if isinstance(target, str) else target
+    return get_backend(backend)().compile(model, where, threads=threads)
+
+
+def load_artifact(directory: str | os.PathLike[str]) -> Artifact:
+    """Read a saved artifact. Needs neither torch nor a compiler.
+
+    Raises:
+        LoadError: when the folder is not an artifact, or is damaged.
+    """
+    folder = Path(directory)
+    manifest = read_manifest(folder)
+    return get_backend(str(manifest["backend"])).load(folder, manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a saved artifact.
+
+    Raises:
+        LoadError: when there is none, or it is not one.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LoadError(f"'{folder}' is not a saved artifact", where=str(path), why=str(error)) from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("backend"), str):
+        raise LoadError(f"'{folder}' is not a saved artifact", where=str(path), why="it names no backend")
+    return manifest
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "__dlpack__")
+
+
+def is_torch(value: Any) -> bool:
+    """Whether a value is a torch tensor; asks without importing torch."""
+    return type(value).__module__.partition(".")[0] == "torch" or hasattr(value, "requires_grad")
+
+
+def _dtype_name(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _require_one_kind(signature: Signature, tensors: list[Any]) -> None:
+    for spec, tensor in zip(signature.tensor_inputs, tensors, strict=True):
+        if not _is_tensor(tensor):
+            raise InputError(f"input '{spec.name}' is a {type(tensor).__name__}, the model takes a tensor")
+    if len({is_torch(tensor) for tensor in tensors}) > 1:
+        raise InputError("some inputs are torch tensors and others are not", todo="pass one kind")

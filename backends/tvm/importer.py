@@ -1,0 +1,256 @@
+"""From an exported program of ATen operators to a Relax module, node by node.
+
+Sizes never travel through the graph: torch has inferred every shape as an expression over named symbols, so that each
+is rebuilt as a TIR expression from the node's metadata, and nodes that compute sizes need no conversion at all.
+After each conversion the result is held against torch's shape and cast to torch's dtype.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+
+import graphopt.backends.tvm.operators  # noqa: F401  # fills the table
+from graphopt.backend import Unsupported
+from graphopt.backends.tvm.registry import CONVERTERS, Call, Refused, dtype_name, dtype_of, shape_of
+from graphopt.backends.tvm.symbols import Symbols
+from graphopt.errors import UnsupportedError
+from tvm import ir, relax, sym
+
+__all__ = ["Imported", "import_program", "prepare"]
+
+_DTYPES = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
+    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8),
+}
+
+_CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
+"""Operators that only check something at run time, which the signature and the type checks do here."""
+
+
+@dataclass
+class Imported:
+    """A Relax module with one function `main`, from tensor inputs to a tuple of the tensor outputs."""
+
+    module: ir.IRModule
+    unsupported: list[Unsupported] = field(default_factory=list)
+
+
+def prepare(program: ExportedProgram) -> ExportedProgram:
+    """Make the graph functional, and decompose the operators without a converter for which torch has a decomposition."""
+    for _ in range(3):
+        targets = {node.target for node in program.graph.nodes if _computes_tensors(node)}
+        table = torch.export.default_decompositions()
+        wanted = {t: table[t] for t in targets if t not in CONVERTERS and t in table}  # type: ignore[index]
+        if not wanted and not any(_needs_rewriting(target) for target in targets):
+            break
+        program = program.run_decompositions(wanted)  # type: ignore[arg-type]  # a subset of torch's own table
+    return program
+
+
+def _computes_tensors(node: fx.Node) -> bool:
+    """Whether a node needs conversion: sizes and checks are left out."""
+    meta = node.meta.get("val")
+    return node.op == "call_function" and (meta is None or _holds_tensor(meta)) and not _is_check(node)
+
+
+def _is_check(node: fx.Node) -> bool:
+    return any(check in str(node.target) for check in _CHECKS)
+
+
+def _needs_rewriting(target: Any) -> bool:
+    if isinstance(target, torch._ops.OpOverload):
+        return target not in CONVERTERS and target._schema.is_mutable
+    return isinstance(target, torch._ops.HigherOrderOperator) and "wrap_with" in target.name()
+
+
+def import_program(program: ExportedProgram) -> Imported:
+    """Convert a functional program; what cannot be converted is listed, and the module is only usable when nothing is."""
+    return _Importer(program).run()
+
+
+class _Importer:
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
+        self.builder = relax.BlockBuilder()
+        self.symbols = Symbols()
+        self.values: dict[fx.Node, Any] = {}
+        self.unsupported: list[Unsupported] = []
+        self.analyzer = sym.Analyzer()
+
+    def run(self) -> Imported:
+        inputs = self._inputs()
+        with self.builder.function("main", inputs):
+            with self.builder.dataflow():
+                for node in self.program.graph.nodes:
+                    if node.op in ("call_function", "get_attr"):
+                        self._node(node)
+                result = self.builder.emit_output(relax.Tuple(self._outputs()))
+            self.builder.emit_func_output(result)
+        return Imported(self.builder.get(), self.unsupported)
+
+    def _inputs(self) -> list[Any]:
+        """Bind parameters and buffers as constants (copies); return the variables of the user's tensors."""
+        placeholders = {node.name: node for node in self.program.graph.nodes if node.op == "placeholder"}
+        variables = []
+        for spec in self.program.graph_signature.input_specs:
+            if isinstance(spec.arg, ConstantArgument):
+                continue
+            node = placeholders[spec.arg.name]
+            if spec.kind == InputKind.USER_INPUT:
+                variables.append(self._input(node, spec.arg))
+            else:
+                self._bind(node, self._stored(spec.kind, str(spec.target)))
+        self._require_plain_sizes(variables)
+        return variables
+
+    def _input(self, node: fx.Node, argument: Any) -> Any:
+        if not isinstance(argument, TensorArgument):
+            self._refuse(node, f"input '{node.name}' is not a tensor but a {type(argument).__name__}")
+        self.values[node] = variable = relax.Var(node.name, self._type(node.meta["val"]))
+        return variable
+
+    def _stored(self, kind: InputKind, name: str) -> Any:
+        if kind == InputKind.CUSTOM_OBJ:
+            return None
+        if name in self.program.state_dict:
+            return self.program.state_dict[name]
+        return self.program.constants[name]
+
+    def _bind(self, node: fx.Node, tensor: Any) -> None:
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
+            self._refuse(node, "a stored value is not a dense tensor of a known dtype")
+            return
+        self.values[node] = relax.const(_tensor(tensor), dtype_name(tensor.dtype))
+
+    def _require_plain_sizes(self, variables: Sequence[Any]) -> None:
+        """The compiled function learns a symbol from an input dimension that is the symbol alone."""
+        plain = {size for v in variables for size in v.ty.shape if self.symbols.is_symbol(size)}
+        missing = [name for name, symbol in self.symbols.items() if symbol not in plain]
+        if missing:
+            raise UnsupportedError(
+                f"no input has the dynamic size {', '.join(missing)} as a dimension of its own",
+                where="the model's inputs",
+                todo="name that dimension itself in `dynamic=` when capturing, or make it static",
+            )
+
+    def _type(self, meta: torch.Tensor) -> Any:
+        return relax.TensorType([self.symbols.size(size) for size in meta.shape], dtype_name(meta.dtype))
+
+    def _node(self, node: fx.Node) -> None:
+        meta = node.meta.get("val")
+        if not _holds_tensor(meta):
+            if meta is None and not _is_check(node):
+                self._refuse(node, "it returns nothing that a compiled graph could hold")
+            return
+        if any(argument not in self.values for argument in node.all_input_nodes if _holds_tensor(argument.meta["val"])):
+            self._stand_in(node)
+            return
+        try:
+            call = Call(self.builder, node, self.symbols.size)
+            self.values[node] = self._settle(node, self._convert(call), meta)
+        except Refused as refusal:
+            self._refuse(node, str(refusal))
+
+    def _convert(self, call: Call) -> Any:
+        target = call.node.target
+        converter = CONVERTERS.get(target)  # type: ignore[arg-type]
+        if converter is None:
+            raise Refused("no conversion to TVM, and torch has no decomposition that helps")
+        for value in (call.meta, *(n.meta["val"] for n in call.node.all_input_nodes)):
+            self._check_dtypes(value)
+        if target is operator.getitem:
+            return converter(call, self._value(call.node.args[0]), call.node.args[1])
+        return converter(call, **self._arguments(call.node))
+
+    def _check_dtypes(self, meta: Any) -> None:
+        for tensor in meta if isinstance(meta, tuple | list) else (meta,):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype not in _DTYPES:
+                raise Refused(f"dtype {dtype_name(tensor.dtype)}")
+
+    def _arguments(self, node: fx.Node) -> dict[str, Any]:
+        """The arguments of a node under the names of its schema; those left at their default are left out."""
+        schema = node.target._schema.arguments  # type: ignore[union-attr]  # an operator overload
+        given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)} | node.kwargs
+        return {name: self._value(value) for name, value in given.items()}
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [self._value(item) for item in value]
+        if not isinstance(value, fx.Node):
+            return value
+        meta = value.meta["val"]
+        return self.values[value] if _holds_tensor(meta) else self.symbols.size(meta)
+
+    def _settle(self, node: fx.Node, value: Any, meta: Any) -> Any:
+        """Emit the converted value in torch's dtype, and check its shape against torch's."""
+        if isinstance(value, tuple):
+            return tuple(v if v is None else self._settle(node, v, m) for v, m in zip(value, meta, strict=True))
+        result = value if isinstance(value, relax.Var | ir.GenericConst) else self.builder.emit(value)
+        dtype = dtype_name(meta.dtype)
+        if dtype_of(result) != dtype:
+            result = self.builder.emit(relax.op.astype(result, dtype))
+        return self._checked_shape(result, self._type(meta))
+
+    def _checked_shape(self, value: Any, expected: Any) -> Any:
+        pairs = list(zip(shape_of(value), expected.shape, strict=False))
+        if len(shape_of(value)) != len(expected.shape) or any(
+            isinstance(a, int) and isinstance(b, ir.Expr) and str(b).isdigit() and a != int(b) for a, b in pairs
+        ):
+            raise Refused(f"TVM infers the shape {shape_of(value)} where torch has {list(expected.shape)}")
+        if all(self.analyzer.can_prove_equal(a, b) for a, b in pairs):
+            return value
+        return self.builder.match_cast(value, expected)
+
+    def _refuse(self, node: fx.Node, why: str) -> None:
+        self.unsupported.append(Unsupported(_operator_name(node), node.name, why))
+        self._stand_in(node)
+
+    def _stand_in(self, node: fx.Node) -> None:
+        """Give a refused node a value of the right type, so that the walk finds everything there is to refuse."""
+        meta = node.meta.get("val")
+        if isinstance(meta, tuple | list):
+            self.values[node] = tuple(self._zeros(m) for m in meta)
+        elif isinstance(meta, torch.Tensor):
+            self.values[node] = self._zeros(meta)
+
+    def _zeros(self, meta: Any) -> Any:
+        if not isinstance(meta, torch.Tensor) or meta.dtype not in _DTYPES:
+            return None
+        return self.builder.emit(relax.op.zeros([self.symbols.size(s) for s in meta.shape], dtype_name(meta.dtype)))
+
+    def _outputs(self) -> list[Any]:
+        (node,) = (node for node in self.program.graph.nodes if node.op == "output")
+        results = []
+        for spec, value in zip(self.program.graph_signature.output_specs, node.args[0], strict=True):
+            if spec.kind != OutputKind.USER_OUTPUT:
+                self._refuse(value, f"it writes to '{spec.target}'; a compiled graph has no state")
+            elif isinstance(spec.arg, TensorArgument):
+                results.append(self.values.get(value, relax.const(0.0)))
+            elif not isinstance(spec.arg, ConstantArgument):
+                self._refuse(value, "an output is a size, not a tensor")
+        return results
+
+
+def _holds_tensor(meta: Any) -> bool:
+    if isinstance(meta, tuple | list):
+        return any(isinstance(m, torch.Tensor) for m in meta)
+    return isinstance(meta, torch.Tensor)
+
+
+def _operator_name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_function" else node.op
+
+
+def _tensor(tensor: torch.Tensor) -> Any:
+    """A copy of a torch tensor in TVM's memory (so that later training does not change a compiled model)."""
+    from tvm import runtime
+
+    return runtime.from_dlpack(tensor.detach().to("cpu", copy=True).contiguous())

@@ -1,0 +1,70 @@
+"""From a Relax module to machine code: legalize, fold, fuse, take the weights out, schedule, build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from graphopt.backends.tvm.schedule import ScheduleForCpu
+from tvm import IRModule, relax, transform
+from tvm import target as tvm_target
+
+__all__ = ["Built", "build"]
+
+_SMALLEST_WEIGHT = 64
+"""Constants of fewer elements stay in the code; the others become arguments, so that they can be mapped from a file."""
+
+
+@dataclass
+class Built:
+    """An executable whose function `main` takes the user's inputs and then the weights."""
+
+    executable: Any
+    weights: list[Any]
+
+
+def build(module: IRModule, target: tvm_target.Target) -> Built:
+    with target, transform.PassContext(opt_level=3):
+        module = transform.Sequential(
+            [
+                relax.transform.LegalizeOps(),
+                relax.transform.AnnotateTIROpPattern(),
+                relax.transform.FoldConstant(),
+                relax.transform.FuseOps(),
+                relax.transform.FuseTIR(),
+                relax.transform.DeadCodeElimination(),
+            ]
+        )(module)
+        module, weights = _take_weights_out(module)
+        executable = relax.build(ScheduleForCpu()(module), target)
+    return Built(executable, weights)
+
+
+def _take_weights_out(module: IRModule) -> tuple[IRModule, list[Any]]:
+    """Turn the large constants of `main` into parameters after its inputs; returns their values in order."""
+    lifter = _ConstantLifter(module)
+    main = lifter.visit_expr(module["main"])
+    lifted = relax.Function([*main.params, *lifter.parameters], main.body, main.ret_ty, main.is_pure, main.attrs)
+    module = IRModule({**module.functions, module.get_global_var("main"): lifted}, module.attrs)
+    return module, [constant.value for constant in lifter.constants]
+
+
+@relax.expr_functor.mutator
+class _ConstantLifter(relax.PyExprMutator):  # type: ignore[misc]  # TVM is untyped
+    def __init__(self, module: IRModule) -> None:
+        super().__init__(module)
+        self.constants: list[Any] = []
+        self.parameters: list[Any] = []
+
+    def visit_generic_const_(self, constant: Any) -> Any:
+        size = 1
+        for dim in constant.value.shape:
+            size *= dim
+        if size < _SMALLEST_WEIGHT:
+            return constant
+        for known, parameter in zip(self.constants, self.parameters, strict=True):
+            if known.value.same_as(constant.value):
+                return parameter
+        self.constants.append(constant)
+        self.parameters.append(relax.Var(f"weight_{len(self.parameters)}", constant.ty))
+        return self.parameters[-1]

@@ -1,0 +1,458 @@
+"""Element-wise operators: arithmetic, comparisons, logic, activations, casts.
+
+Arithmetic is done in the dtype torch infers for the result (comparisons: in the promoted dtype of both operands), in
+float32 for the 16-bit floats. NaN is not guaranteed to pass through maximum, minimum, clamp and relu.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_name, dtype_of, wide
+from tvm import relax, te, tirx
+
+aten = torch.ops.aten
+op = relax.op
+
+
+def _compute_dtype(call: Call) -> str:
+    """Where element-wise arithmetic happens: booleans are added and multiplied as numbers, then cast back."""
+    return "int32" if call.dtype == "bool" else wide(call.dtype)
+
+
+def _unary(function: Callable[[Any], Any]) -> Callable[..., Any]:
+    def convert(call: Call, self: Any) -> Any:
+        return function(call.operand(self, _compute_dtype(call)))
+
+    return convert
+
+
+def _per_element(call: Call, function: Callable[..., Any], *inputs: Any) -> Any:
+    """Apply a scalar TIR function to every element of inputs of equal shape."""
+    return call.compute(lambda *x: te.compute(x[0].shape, lambda *i: function(*(t(*i) for t in x))), *inputs)
+
+
+def _scalar_unary(function: Callable[[Any], Any]) -> Callable[..., Any]:
+    def convert(call: Call, self: Any) -> Any:
+        return _per_element(call, function, call.operand(self, _compute_dtype(call)))
+
+    return convert
+
+
+def _one(x: Any) -> Any:
+    return tirx.const(1, x.dtype if hasattr(x, "dtype") else str(x.ty.dtype))
+
+
+_RELAX_UNARY: dict[Any, Callable[[Any], Any]] = {
+    aten.abs.default: op.abs,
+    aten.acos.default: op.acos,
+    aten.acosh.default: op.acosh,
+    aten.asin.default: op.asin,
+    aten.asinh.default: op.asinh,
+    aten.atan.default: op.atan,
+    aten.atanh.default: op.atanh,
+    aten.ceil.default: op.ceil,
+    aten.cos.default: op.cos,
+    aten.cosh.default: op.cosh,
+    aten.erf.default: op.erf,
+    aten.exp.default: op.exp,
+    aten.floor.default: op.floor,
+    aten.log.default: op.log,
+    aten.neg.default: op.negative,
+    aten.relu.default: op.nn.relu,
+    aten.relu6.default: op.nn.relu6,
+    aten.rsqrt.default: op.rsqrt,
+    aten.selu.default: op.nn.selu,
+    aten.sigmoid.default: op.sigmoid,
+    aten.sign.default: op.sign,
+    aten.silu.default: op.nn.silu,
+    aten.sin.default: op.sin,
+    aten.sinh.default: op.sinh,
+    aten.sqrt.default: op.sqrt,
+    aten.square.default: op.square,
+    aten.tan.default: op.tan,
+    aten.tanh.default: op.tanh,
+    aten.trunc.default: op.trunc,
+}
+for _overload, _function in _RELAX_UNARY.items():
+    converts(_overload)(_unary(_function))
+
+_SCALAR_UNARY: dict[Any, Callable[[Any], Any]] = {
+    aten.log10.default: tirx.log10,
+    aten.log1p.default: tirx.log1p,
+    aten.log2.default: tirx.log2,
+    aten.reciprocal.default: lambda x: _one(x) / x,
+    aten.round.default: tirx.nearbyint,
+}
+for _overload, _function in _SCALAR_UNARY.items():
+    converts(_overload)(_scalar_unary(_function))
+
+
+def _operands(call: Call, a: Any, b: Any, dtype: str) -> tuple[Any, Any]:
+    return call.operand(a, dtype), call.operand(b, dtype)
+
+
+def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    def convert(call: Call, self: Any, other: Any) -> Any:
+        return function(*_operands(call, self, other, _compute_dtype(call)))
+
+    return convert
+
+
+converts(aten.mul.Tensor, aten.mul.Scalar)(_binary(op.multiply))
+converts(aten.div.Tensor, aten.div.Scalar)(_binary(op.divide))
+converts(aten.maximum.default, aten.max.other)(_binary(op.maximum))
+converts(aten.minimum.default, aten.min.other)(_binary(op.minimum))
+converts(aten.atan2.default)(_binary(op.atan2))
+
+
+@converts(aten.add.Tensor, aten.add.Scalar)
+def add(call: Call, self: Any, other: Any, alpha: Any = 1) -> Any:
+    dtype = _compute_dtype(call)
+    return op.add(call.operand(self, dtype), _scaled(call, other, alpha, dtype))
+
+
+@converts(aten.sub.Tensor, aten.sub.Scalar)
+def sub(call: Call, self: Any, other: Any, alpha: Any = 1) -> Any:
+    dtype = _compute_dtype(call)
+    return op.subtract(call.operand(self, dtype), _scaled(call, other, alpha, dtype))
+
+
+@converts(aten.rsub.Tensor, aten.rsub.Scalar)
+def rsub(call: Call, self: Any, other: Any, alpha: Any = 1) -> Any:
+    dtype = _compute_dtype(call)
+    return op.subtract(call.operand(other, dtype), _scaled(call, self, alpha, dtype))
+
+
+def _scaled(call: Call, value: Any, alpha: Any, dtype: str) -> Any:
+    operand = call.operand(value, dtype)
+    return operand if alpha == 1 else call.emit(op.multiply(operand, relax.const(alpha, dtype)))
+
+
+@converts(aten.div.Tensor_mode, aten.div.Scalar_mode)
+def div_mode(call: Call, self: Any, other: Any, rounding_mode: str | None) -> Any:
+    a, b = _operands(call, self, other, _compute_dtype(call))
+    if rounding_mode is None:
+        return op.divide(a, b)
+    if rounding_mode == "floor":
+        return op.floor_divide(a, b)
+    if "float" in call.dtype:
+        return op.trunc(call.emit(op.divide(a, b)))
+    a, b = _broadcast(call, a, b)
+    return _per_element(call, tirx.truncdiv, a, b)
+
+
+converts(aten.floor_divide.default, aten.floor_divide.Scalar)(_binary(op.floor_divide))
+
+
+def _broadcast(call: Call, *operands: Any) -> list[Any]:
+    return [call.emit(op.broadcast_to(operand, call.shape)) for operand in operands]
+
+
+@converts(aten.remainder.Tensor, aten.remainder.Scalar)
+def remainder(call: Call, self: Any, other: Any) -> Any:
+    """The remainder with the sign of the divisor."""
+    a, b = _operands(call, self, other, _compute_dtype(call))
+    if "float" not in call.dtype:
+        return op.floor_mod(a, b)
+
+    def scalar(x: Any, y: Any) -> Any:
+        rest = tirx.fmod(x, y)
+        zero = tirx.const(0, dtype_of(a))
+        return tirx.Select(tirx.all(rest != zero, (rest < zero) != (y < zero)), rest + y, rest)
+
+    return _per_element(call, scalar, *_broadcast(call, a, b))
+
+
+@converts(aten.fmod.Tensor, aten.fmod.Scalar)
+def fmod(call: Call, self: Any, other: Any) -> Any:
+    """The remainder with the sign of the dividend."""
+    function = tirx.fmod if "float" in call.dtype else tirx.truncmod
+    return _per_element(call, function, *_broadcast(call, *_operands(call, self, other, _compute_dtype(call))))
+
+
+@converts(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
+def power(call: Call, self: Any, exponent: Any) -> Any:
+    dtype = _compute_dtype(call)
+    if isinstance(exponent, int | float) and exponent in (0.5, 1, 2, 3):
+        base = call.operand(self, dtype)
+        if exponent == 0.5:
+            return op.sqrt(base)
+        result = base
+        for _ in range(int(exponent) - 1):
+            result = call.emit(op.multiply(result, base))
+        return result
+    if "float" not in dtype:
+        raise Refused(f"an integer power with exponent {exponent}")
+    return op.power(*_operands(call, self, exponent, dtype))
+
+
+def _comparison(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    def convert(call: Call, self: Any, other: Any) -> Any:
+        dtype = dtype_name(torch.result_type(call.meta_of(0), call.meta_of(1)))
+        return function(*_operands(call, self, other, "int32" if dtype == "bool" else wide(dtype)))
+
+    return convert
+
+
+for _name, _function in {
+    "eq": op.equal,
+    "ne": op.not_equal,
+    "lt": op.less,
+    "le": op.less_equal,
+    "gt": op.greater,
+    "ge": op.greater_equal,
+}.items():
+    _packet = getattr(aten, _name)
+    converts(_packet.Tensor, _packet.Scalar)(_comparison(_function))
+
+
+def _truth(call: Call, value: Any) -> Any:
+    dtype = dtype_of(value)
+    return value if dtype == "bool" else call.emit(op.not_equal(value, relax.const(0, dtype)))
+
+
+def _logical(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    return lambda call, self, other: function(_truth(call, self), _truth(call, other))
+
+
+converts(aten.logical_and.default)(_logical(op.logical_and))
+converts(aten.logical_or.default)(_logical(op.logical_or))
+converts(aten.logical_xor.default)(_logical(op.logical_xor))
+
+
+@converts(aten.logical_not.default)
+def logical_not(call: Call, self: Any) -> Any:
+    return op.logical_not(_truth(call, self))
+
+
+@converts(aten.bitwise_not.default)
+def bitwise_not(call: Call, self: Any) -> Any:
+    return op.logical_not(self) if call.dtype == "bool" else op.bitwise_not(self)
+
+
+def _bitwise(on_bools: Callable[[Any, Any], Any], on_integers: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    def convert(call: Call, self: Any, other: Any) -> Any:
+        function = on_bools if call.dtype == "bool" else on_integers
+        return function(*_operands(call, self, other, call.dtype))
+
+    return convert
+
+
+for _name, _functions in {
+    "and": (op.logical_and, op.bitwise_and),
+    "or": (op.logical_or, op.bitwise_or),
+    "xor": (op.logical_xor, op.bitwise_xor),
+}.items():
+    _plain, _dunder = getattr(aten, f"bitwise_{_name}"), getattr(aten, f"__{_name}__")
+    converts(_plain.Tensor, _plain.Scalar, _dunder.Tensor, _dunder.Scalar)(_bitwise(*_functions))
+
+
+@converts(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
+def where(call: Call, condition: Any, self: Any, other: Any) -> Any:
+    return op.where(_truth(call, condition), *_operands(call, self, other, call.dtype))
+
+
+@converts(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+def masked_fill(call: Call, self: Any, mask: Any, value: Any) -> Any:
+    return op.where(mask, *_operands(call, value, self, call.dtype))
+
+
+@converts(aten.clamp.default, aten.clamp.Tensor)
+def clamp(call: Call, self: Any, min: Any = None, max: Any = None) -> Any:
+    dtype = _compute_dtype(call)
+    result = call.operand(self, dtype)
+    if min is not None:
+        result = call.emit(op.maximum(result, call.operand(min, dtype)))
+    if max is not None:
+        result = call.emit(op.minimum(result, call.operand(max, dtype)))
+    return result
+
+
+@converts(aten.clamp_min.default)
+def clamp_min(call: Call, self: Any, min: Any) -> Any:
+    return clamp(call, self, min)
+
+
+@converts(aten.clamp_max.default)
+def clamp_max(call: Call, self: Any, max: Any) -> Any:
+    return clamp(call, self, None, max)
+
+
+@converts(aten.hardtanh.default)
+def hardtanh(call: Call, self: Any, min_val: Any = -1, max_val: Any = 1) -> Any:
+    return clamp(call, self, min_val, max_val)
+
+
+@converts(aten.isnan.default)
+def isnan(call: Call, self: Any) -> Any:
+    return op.isnan(call.cast(self, wide(dtype_of(self))))
+
+
+@converts(aten.isinf.default)
+def isinf(call: Call, self: Any) -> Any:
+    return op.isinf(call.cast(self, wide(dtype_of(self))))
+
+
+@converts(aten.expm1.default)
+def expm1(call: Call, self: Any) -> Any:
+    """exp(x) - 1; below 1e-2 by its series to the fourth power, whose error there is below 1e-12."""
+
+    def scalar(x: Any) -> Any:
+        series = x * (1.0 + x * (0.5 + x * (1 / 6 + x / 24)))
+        return tirx.Select(tirx.abs(x) < 1e-2, series, tirx.exp(x) - 1.0)
+
+    return _per_element(call, scalar, call.operand(self, _compute_dtype(call)))
+
+
+def _polynomial(call: Call, self: Any, function: Callable[[Any, Callable[[float], Any]], Any]) -> Any:
+    """An element-wise formula of one input; `function(x, const)` builds it from TIR scalars."""
+    dtype = _compute_dtype(call)
+    return _per_element(call, lambda x: function(x, lambda v: tirx.const(v, dtype)), call.operand(self, dtype))
+
+
+@converts(aten.gelu.default)
+def gelu(call: Call, self: Any, approximate: str = "none") -> Any:
+    x = call.operand(self, _compute_dtype(call))
+    return op.nn.gelu_tanh(x) if approximate == "tanh" else op.nn.gelu(x)
+
+
+@converts(aten.hardsigmoid.default)
+def hardsigmoid(call: Call, self: Any) -> Any:
+    return _polynomial(call, self, lambda x, k: tirx.max(tirx.min(x + k(3), k(6)), k(0)) / k(6))
+
+
+@converts(aten.hardswish.default)
+def hardswish(call: Call, self: Any) -> Any:
+    return _polynomial(call, self, lambda x, k: x * tirx.max(tirx.min(x + k(3), k(6)), k(0)) / k(6))
+
+
+@converts(aten.leaky_relu.default)
+def leaky_relu(call: Call, self: Any, negative_slope: float = 0.01) -> Any:
+    return _polynomial(call, self, lambda x, k: tirx.Select(x > k(0), x, x * k(negative_slope)))
+
+
+@converts(aten.elu.default)
+def elu(call: Call, self: Any, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
+    def formula(x: Any, k: Any) -> Any:
+        return tirx.Select(x > k(0), x * k(scale), (tirx.exp(x * k(input_scale)) - k(1)) * k(alpha * scale))
+
+    return _polynomial(call, self, formula)
+
+
+@converts(aten.celu.default)
+def celu(call: Call, self: Any, alpha: float = 1.0) -> Any:
+    return elu(call, self, alpha, 1, 1 / alpha)
+
+
+@converts(aten.softplus.default)
+def softplus(call: Call, self: Any, beta: float = 1, threshold: float = 20) -> Any:
+    def formula(x: Any, k: Any) -> Any:
+        return tirx.Select(x * k(beta) > k(threshold), x, tirx.log1p(tirx.exp(x * k(beta))) / k(beta))
+
+    return _polynomial(call, self, formula)
+
+
+@converts(aten.mish.default)
+def mish(call: Call, self: Any) -> Any:
+    def formula(x: Any, k: Any) -> Any:
+        return x * tirx.tanh(tirx.Select(x > k(20), x, tirx.log1p(tirx.exp(x))))
+
+    return _polynomial(call, self, formula)
+
+
+@converts(aten.log_sigmoid.default)
+def log_sigmoid(call: Call, self: Any) -> Any:
+    """min(x, 0) - log(1 + exp(-|x|)), which never overflows."""
+    return _polynomial(call, self, lambda x, k: tirx.min(x, k(0)) - tirx.log1p(tirx.exp(k(0) - tirx.abs(x))))
+
+
+@converts(aten.softshrink.default)
+def softshrink(call: Call, self: Any, lambd: float = 0.5) -> Any:
+    def formula(x: Any, k: Any) -> Any:
+        low = tirx.Select(x < k(-lambd), x + k(lambd), k(0))
+        return tirx.Select(x > k(lambd), x - k(lambd), low)
+
+    return _polynomial(call, self, formula)
+
+
+@converts(aten.threshold.default)
+def threshold(call: Call, self: Any, threshold: float, value: float) -> Any:
+    return _polynomial(call, self, lambda x, k: tirx.Select(x > k(threshold), x, k(value)))
+
+
+@converts(aten.prelu.default, aten._prelu_kernel.default)
+def prelu(call: Call, self: Any, weight: Any) -> Any:
+    dtype = _compute_dtype(call)
+    x, slope = call.operand(self, dtype), call.operand(weight, dtype)
+    rank = len(x.ty.shape)
+    if len(slope.ty.shape) == 1 and rank > 1:
+        slope = call.reshape(slope, [slope.ty.shape[0] if axis == 1 else 1 for axis in range(rank)])
+    return op.where(
+        call.emit(op.greater(x, relax.const(0, dtype))), x, call.emit(op.multiply(x, slope))
+    )
+
+
+@converts(aten.glu.default)
+def glu(call: Call, self: Any, dim: int = -1) -> Any:
+    left, right = call.emit(op.split(call.operand(self, _compute_dtype(call)), 2, dim))
+    return op.multiply(left, call.emit(op.sigmoid(right)))
+
+
+@converts(
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.alias.default,
+    aten.lift_fresh_copy.default,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
+    aten.to.other,
+    aten._to_copy.default,
+    aten.type_as.default,
+    aten.resolve_conj.default,
+    aten.resolve_neg.default,
+)
+def same_values(call: Call, self: Any, **placement: Any) -> Any:
+    """The same numbers in the dtype of the result; memory format, layout and device do not concern a compiled graph.
+
+    A float becomes an integer by truncation, as in C; a number becomes a boolean by comparison with zero.
+    """
+    return _truth(call, self) if call.dtype == "bool" else call.cast(self, call.dtype)
+
+
+@converts(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+def dropout(call: Call, input: Any, p: float, train: bool) -> Any:
+    if train and p > 0:
+        raise Refused("dropout in training mode is random; call model.eval() first")
+    return input
+
+
+@converts(aten.logaddexp.default)
+def logaddexp(call: Call, self: Any, other: Any) -> Any:
+    a, b = _broadcast(call, *_operands(call, self, other, _compute_dtype(call)))
+
+    def scalar(x: Any, y: Any) -> Any:
+        return tirx.max(x, y) + tirx.log1p(tirx.exp(tirx.const(0, dtype_of(a)) - tirx.abs(x - y)))
+
+    return _per_element(call, scalar, a, b)
+
+
+@converts(aten.hypot.default)
+def hypot(call: Call, self: Any, other: Any) -> Any:
+    return _per_element(call, tirx.hypot, *_broadcast(call, *_operands(call, self, other, _compute_dtype(call))))
+
+
+@converts(aten.rad2deg.default)
+def rad2deg(call: Call, self: Any) -> Any:
+    return _polynomial(call, self, lambda x, k: x * k(180 / math.pi))
+
+
+@converts(aten.copy.default)
+def copy(call: Call, self: Any, src: Any, non_blocking: bool = False) -> Any:
+    return op.broadcast_to(call.cast(src, call.dtype), call.shape)

@@ -1,0 +1,76 @@
+"""Matrix products. Sums run in float32 for the 16-bit floats, and in the dtype of the result otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from graphopt.backends.tvm.registry import Call, converts, shape_of, wide
+from tvm import relax, te
+
+aten = torch.ops.aten
+op = relax.op
+
+
+@converts(aten.linear.default)
+def linear(call: Call, input: Any, weight: Any, bias: Any = None) -> Any:
+    """input [..., in], weight [out, in], bias [out] -> [..., out]; the weight is read as it lies in memory.
+
+    The leading axes are merged, so that the batch and the sequence make one long axis to divide among threads.
+    """
+    dtype = wide(call.dtype)
+    rows, width = shape_of(input)[:-1], shape_of(input)[-1]
+    height = 1
+    for size in rows:
+        height = height * size
+    flat = call.reshape(call.cast(input, dtype), [height, width])
+
+    def matmul(x: te.Tensor, w: te.Tensor) -> te.Tensor:
+        k = te.reduce_axis((0, width), "k")
+        return te.compute((height, w.shape[0]), lambda i, j: te.sum(x[i, k] * w[j, k], axis=k), name="linear")
+
+    result = call.compute(matmul, flat, call.cast(weight, dtype), name="linear")
+    if bias is not None:
+        result = call.emit(op.add(result, call.cast(bias, dtype)))
+    return call.reshape(result, call.shape)
+
+
+@converts(aten.matmul.default, aten.mm.default, aten.bmm.default)
+def matmul(call: Call, self: Any, other: Any = None, mat2: Any = None) -> Any:
+    dtype = wide(call.dtype)
+    right = other if mat2 is None else mat2
+    return op.matmul(call.cast(self, dtype), call.cast(right, dtype))
+
+
+@converts(aten.mv.default)
+def mv(call: Call, self: Any, vec: Any) -> Any:
+    return matmul(call, self, vec)
+
+
+@converts(aten.dot.default)
+def dot(call: Call, self: Any, tensor: Any) -> Any:
+    return matmul(call, self, tensor)
+
+
+def _plus_product(call: Call, addend: Any, left: Any, right: Any, beta: Any, alpha: Any) -> Any:
+    dtype = wide(call.dtype)
+    product = call.emit(op.matmul(call.cast(left, dtype), call.cast(right, dtype)))
+    if alpha != 1:
+        product = call.emit(op.multiply(product, relax.const(alpha, dtype)))
+    if beta == 0:
+        return product
+    addend = call.cast(addend, dtype)
+    if beta != 1:
+        addend = call.emit(op.multiply(addend, relax.const(beta, dtype)))
+    return op.add(product, addend)
+
+
+@converts(aten.addmm.default)
+def addmm(call: Call, self: Any, mat1: Any, mat2: Any, beta: Any = 1, alpha: Any = 1) -> Any:
+    return _plus_product(call, self, mat1, mat2, beta, alpha)
+
+
+@converts(aten.baddbmm.default)
+def baddbmm(call: Call, self: Any, batch1: Any, batch2: Any, beta: Any = 1, alpha: Any = 1) -> Any:
+    return _plus_product(call, self, batch1, batch2, beta, alpha)

@@ -1,0 +1,336 @@
+"""Operators that move elements and compute nothing: reshapes, permutations, slices, concatenation, padding."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from graphopt.backends.tvm.registry import Call, Refused, converts, normal_axis, shape_of
+from tvm import relax, te, tirx
+
+aten = torch.ops.aten
+op = relax.op
+
+
+@converts(
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.view_as.default,
+    aten.reshape_as.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+)
+def reshape(call: Call, self: Any, **how: Any) -> Any:
+    """Every one of these is a reshape to the shape that torch inferred."""
+    return op.reshape(self, call.shape)
+
+
+@converts(aten.expand.default, aten.expand_as.default, aten.broadcast_to.default)
+def expand(call: Call, self: Any, **how: Any) -> Any:
+    return op.broadcast_to(self, call.shape)
+
+
+@converts(aten.permute.default)
+def permute(call: Call, self: Any, dims: Sequence[int]) -> Any:
+    rank = len(shape_of(self))
+    return op.permute_dims(self, [normal_axis(axis, rank) for axis in dims]) if rank else self
+
+
+@converts(aten.transpose.int)
+def transpose(call: Call, self: Any, dim0: int, dim1: int) -> Any:
+    order = list(range(len(shape_of(self))))
+    if order:
+        order[dim0], order[dim1] = order[dim1], order[dim0]
+    return permute(call, self, order)
+
+
+@converts(aten.t.default, aten.numpy_T.default)
+def turn(call: Call, self: Any) -> Any:
+    return permute(call, self, list(range(len(shape_of(self))))[::-1])
+
+
+@converts(aten.movedim.intlist, aten.movedim.int)
+def movedim(call: Call, self: Any, source: Any, destination: Any) -> Any:
+    rank = len(shape_of(self))
+    sources = [normal_axis(a, rank) for a in ([source] if isinstance(source, int) else source)]
+    places = [normal_axis(a, rank) for a in ([destination] if isinstance(destination, int) else destination)]
+    order = [axis for axis in range(rank) if axis not in sources]
+    for place, axis in sorted(zip(places, sources, strict=True)):
+        order.insert(place, axis)
+    return permute(call, self, order)
+
+
+def shifted(call: Call, x: Any, source: Callable[[list[Any]], list[Any]], name: str) -> Any:
+    """A tensor of the node's shape whose element at an index is x's element at `source(index)`."""
+    shape = call.shape
+    return call.compute(lambda t: te.compute(shape, lambda *i: t(*source(list(i))), name=name), x, name=name)
+
+
+def _along(x: Any, dim: int, place: Callable[[Any], Any]) -> Callable[[list[Any]], list[Any]]:
+    axis = normal_axis(dim, len(shape_of(x)))
+    return lambda index: [place(i) if position == axis else i for position, i in enumerate(index)]
+
+
+@converts(aten.slice.Tensor)
+def slice_(call: Call, self: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    size = shape_of(self)[dim]
+    return shifted(call, self, _along(self, dim, _strided(_clipped_start(start, size), step)), "slice")
+
+
+def _strided(start: Any, step: int) -> Callable[[Any], Any]:
+    return lambda i: start + i * step
+
+
+def _clipped_start(start: Any, size: Any) -> Any:
+    """Where a slice begins: negative counts from the end, beyond either end is cut."""
+    if start is None:
+        return 0
+    if isinstance(start, int) and isinstance(size, int):
+        return slice(start, None).indices(size)[0]
+    if isinstance(start, int):
+        return start if start == 0 else tirx.max(size + start, 0) if start < 0 else tirx.min(start, size)
+    return tirx.min(tirx.max(tirx.Select(start < 0, start + size, start), 0), size)
+
+
+@converts(aten.narrow.default)
+def narrow(call: Call, self: Any, dim: int, start: Any, length: Any) -> Any:
+    return slice_(call, self, dim, start)
+
+
+@converts(aten.select.int)
+def select(call: Call, self: Any, dim: int, index: Any) -> Any:
+    axis = normal_axis(dim, len(shape_of(self)))
+    size = shape_of(self)[axis]
+    negative = index < 0 if isinstance(index, int) else False
+    place = index + size if negative else index
+    return shifted(call, self, lambda i: [*i[:axis], place, *i[axis:]], "select")
+
+
+def _parts(call: Call, x: Any, dim: int) -> tuple[Any, ...]:
+    """The pieces that torch infers for a split, chunk or unbind, cut one after the other."""
+    axis = normal_axis(dim, len(shape_of(x)))
+    start: Any = 0
+    pieces = []
+    for meta in call.meta:
+        shape, first = call.sizes(meta), start
+        source = _along(x, axis, _strided(first, 1))
+
+        def cut(t: te.Tensor, shape: Any = shape, source: Any = source) -> te.Tensor:
+            return te.compute(shape, lambda *i: t(*source(list(i))), name="split")
+
+        pieces.append(call.compute(cut, x, name="split"))
+        start = start + shape[axis]
+    return tuple(pieces)
+
+
+@converts(aten.split.Tensor, aten.chunk.default, aten.split_with_sizes.default, aten.split.sizes, aten.tensor_split.sections)
+def split(call: Call, self: Any, dim: int = 0, **how: Any) -> Any:
+    return _parts(call, self, dim)
+
+
+@converts(aten.unbind.int)
+def unbind(call: Call, self: Any, dim: int = 0) -> Any:
+    axis = normal_axis(dim, len(shape_of(self)))
+    count = shape_of(self)[axis]
+    if not isinstance(count, int):
+        raise Refused("unbind over a dynamic size")
+    shape = call.shape
+
+    def take(index: int) -> Any:
+        def cut(t: te.Tensor) -> te.Tensor:
+            return te.compute(shape, lambda *i: t(*i[:axis], index, *i[axis:]), name="unbind")
+
+        return call.compute(cut, self, name="unbind")
+
+    return tuple(take(index) for index in range(count))
+
+
+@converts(operator.getitem)
+def getitem(call: Call, self: Any, index: int) -> Any:
+    value = self[index]
+    if value is None:
+        raise Refused(f"output {index} of {call.node.args[0]} is not computed")
+    return value
+
+
+@converts(aten.cat.default, aten.concat.default)
+def cat(call: Call, tensors: Sequence[Any], dim: int = 0) -> Any:
+    """An input of shape [0] is ignored, as torch does."""
+    parts = [call.cast(t, call.dtype) for t in tensors if shape_of(t) != [0] or len(call.shape) == 1]
+    return op.concat(parts, normal_axis(dim, len(call.shape))) if len(parts) > 1 else parts[0]
+
+
+@converts(aten.stack.default)
+def stack(call: Call, tensors: Sequence[Any], dim: int = 0) -> Any:
+    axis = normal_axis(dim, len(call.shape))
+    shape = [1 if position == axis else size for position, size in enumerate(call.shape)]
+    return op.concat([call.reshape(call.cast(t, call.dtype), shape) for t in tensors], axis)
+
+
+@converts(aten.repeat.default, aten.tile.default)
+def repeat(call: Call, self: Any, **how: Any) -> Any:
+    sizes = shape_of(self)
+    lead = len(call.shape) - len(sizes)
+    return shifted(
+        call, self, lambda i: [tirx.floormod(at, size) for at, size in zip(i[lead:], sizes, strict=True)], "repeat"
+    )
+
+
+@converts(aten.repeat_interleave.self_int)
+def repeat_interleave(call: Call, self: Any, repeats: Any, dim: int | None = None, output_size: Any = None) -> Any:
+    if dim is None:
+        raise Refused("repeat_interleave of a flattened tensor")
+    return shifted(call, self, _along(self, dim, lambda i: tirx.floordiv(i, repeats)), "repeat_interleave")
+
+
+@converts(aten.flip.default)
+def flip(call: Call, self: Any, dims: Sequence[int]) -> Any:
+    sizes = shape_of(self)
+    axes = {normal_axis(axis, len(sizes)) for axis in dims}
+    return shifted(
+        call, self, lambda i: [sizes[a] - 1 - at if a in axes else at for a, at in enumerate(i)], "flip"
+    )
+
+
+@converts(aten.roll.default)
+def roll(call: Call, self: Any, shifts: Any, dims: Sequence[int] = ()) -> Any:
+    sizes = shape_of(self)
+    if not dims:
+        raise Refused("roll of a flattened tensor")
+    by = {normal_axis(axis, len(sizes)): shift for axis, shift in zip(dims, shifts, strict=True)}
+    return shifted(
+        call, self, lambda i: [tirx.floormod(at - by[a], sizes[a]) if a in by else at for a, at in enumerate(i)], "roll"
+    )
+
+
+@converts(aten.constant_pad_nd.default)
+def constant_pad(call: Call, self: Any, pad: Sequence[Any], value: Any = 0) -> Any:
+    """Pad (or, with negative numbers, cut) the last axes first."""
+    sizes, shape, dtype = shape_of(self), call.shape, call.dtype
+    before = [0] * len(sizes)
+    for position in range(len(pad) // 2):
+        before[len(sizes) - 1 - position] = pad[2 * position]
+
+    def compute(x: te.Tensor) -> te.Tensor:
+        def element(*at: Any) -> Any:
+            source = [i - low for i, low in zip(at, before, strict=True)]
+            inside = [check for i, size in zip(source, sizes, strict=True) for check in (i >= 0, i < size)]
+            return tirx.if_then_else(tirx.all(*inside), x(*source), tirx.const(value, dtype))
+
+        return te.compute(shape, element, name="pad")
+
+    return call.compute(compute, self, name="pad")
+
+
+@converts(aten.pad.default)
+def pad_mode(call: Call, self: Any, pad: Sequence[Any], mode: str = "constant", value: Any = None) -> Any:
+    if mode == "constant":
+        return constant_pad(call, self, pad, 0 if value is None else value)
+    sources = {"reflect": _reflect, "replicate": _replicate, "circular": tirx.floormod}
+    if mode not in sources:
+        raise Refused(f"padding mode {mode}")
+    return _edge_pad(call, self, pad, sources[mode])
+
+
+@converts(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default)
+def reflection_pad(call: Call, self: Any, padding: Sequence[Any]) -> Any:
+    return _edge_pad(call, self, padding, _reflect)
+
+
+@converts(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default)
+def replication_pad(call: Call, self: Any, padding: Sequence[Any]) -> Any:
+    return _edge_pad(call, self, padding, _replicate)
+
+
+def _reflect(index: Any, size: Any) -> Any:
+    """Mirror at the first and the last element, which are not repeated; pads are smaller than the size."""
+    low = tirx.Select(index < 0, 0 - index, index)
+    return tirx.Select(low >= size, 2 * size - 2 - low, low)
+
+
+def _replicate(index: Any, size: Any) -> Any:
+    return tirx.max(tirx.min(index, size - 1), 0)
+
+
+def _edge_pad(call: Call, x: Any, pad: Sequence[Any], place: Callable[[Any, Any], Any]) -> Any:
+    sizes = shape_of(x)
+    before = [0] * len(sizes)
+    padded = set()
+    for position in range(len(pad) // 2):
+        axis = len(sizes) - 1 - position
+        before[axis] = pad[2 * position]
+        padded.add(axis)
+    return shifted(
+        call,
+        x,
+        lambda i: [place(at - before[a], sizes[a]) if a in padded else at for a, at in enumerate(i)],
+        "edge_pad",
+    )
+
+
+@converts(aten.pixel_shuffle.default)
+def pixel_shuffle(call: Call, self: Any, upscale_factor: int) -> Any:
+    """[..., C r r, H, W] -> [..., C, H r, W r]."""
+    r = upscale_factor
+
+    def source(i: list[Any]) -> list[Any]:
+        *lead, c, h, w = i
+        channel = c * (r * r) + tirx.floormod(h, r) * r + tirx.floormod(w, r)
+        return [*lead, channel, tirx.floordiv(h, r), tirx.floordiv(w, r)]
+
+    return shifted(call, self, source, "pixel_shuffle")
+
+
+@converts(aten.pixel_unshuffle.default)
+def pixel_unshuffle(call: Call, self: Any, downscale_factor: int) -> Any:
+    """[..., C, H r, W r] -> [..., C r r, H, W]."""
+    r = downscale_factor
+
+    def source(i: list[Any]) -> list[Any]:
+        *lead, c, h, w = i
+        within = tirx.floormod(c, r * r)
+        return [
+            *lead,
+            tirx.floordiv(c, r * r),
+            h * r + tirx.floordiv(within, r),
+            w * r + tirx.floormod(within, r),
+        ]
+
+    return shifted(call, self, source, "pixel_unshuffle")
+
+
+@converts(aten.channel_shuffle.default, aten.native_channel_shuffle.default)
+def channel_shuffle(call: Call, self: Any, groups: int) -> Any:
+    batch, channels, *spatial = shape_of(self)
+    split_channels = call.reshape(self, [batch, groups, channels // groups, *spatial])
+    rank = len(shape_of(split_channels))
+    turned = call.emit(op.permute_dims(split_channels, [0, 2, 1, *range(3, rank)]))
+    return op.reshape(turned, call.shape)
+
+
+@converts(aten.tril.default)
+def tril(call: Call, self: Any, diagonal: int = 0) -> Any:
+    return _triangle(call, self, lambda row, column: column - row <= diagonal)
+
+
+@converts(aten.triu.default)
+def triu(call: Call, self: Any, diagonal: int = 0) -> Any:
+    return _triangle(call, self, lambda row, column: column - row >= diagonal)
+
+
+def _triangle(call: Call, x: Any, kept: Callable[[Any, Any], Any]) -> Any:
+    shape, dtype = call.shape, call.dtype
+
+    def compute(t: te.Tensor) -> te.Tensor:
+        zero = tirx.const(0, dtype)
+        return te.compute(shape, lambda *i: tirx.Select(kept(i[-2], i[-1]), t(*i), zero), name="triangle")
+
+    return call.compute(compute, x, name="triangle")

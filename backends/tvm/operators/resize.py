@@ -1,0 +1,92 @@
+"""Interpolation, one axis at a time.
+
+The weights of each axis are not derived here: torch itself resizes the identity matrix along one axis, which gives the
+exact matrix [out, in] of the operator, whatever its mode, scale and alignment. Its few non-zero taps become two small tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, wide
+from tvm import relax, te
+
+aten = torch.ops.aten
+
+def _resized(call: Call, x: Any, scales: Sequence[float] | None, options: tuple[Any, ...]) -> Any:
+    """Resize the last axes of x [N, C, ...] one after the other."""
+    dtype = wide(call.dtype)
+    result = call.cast(x, dtype)
+    sizes, outputs = shape_of(x)[2:], call.shape[2:]
+    if not all(isinstance(size, int) for size in [*sizes, *outputs]):
+        raise Refused("interpolation of a dynamic size")
+    for axis, size in enumerate(sizes):
+        matrix = _matrix(call, axis, size, outputs, scales, options, getattr(torch, dtype))
+        if matrix.shape[0] != size or not torch.equal(matrix, torch.eye(size, dtype=matrix.dtype)):
+            result = _apply(call, result, 2 + axis, matrix)
+    return result
+
+
+def _matrix(
+    call: Call,
+    axis: int,
+    size: int,
+    outputs: list[int],
+    scales: Sequence[float] | None,
+    options: tuple[Any, ...],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The matrix [out, in] of one axis: the operator itself applied to the identity, the other axes being 1 long."""
+    others = [1] * len(outputs)
+    images = torch.eye(size, dtype=dtype).reshape(size, 1, *others[:axis], size, *others[axis + 1 :])
+    if scales is None:
+        sizes, factors = [*others[:axis], outputs[axis], *others[axis + 1 :]], None
+    else:
+        sizes, factors = None, [*([1.0] * axis), scales[axis], *([1.0] * (len(outputs) - axis - 1))]
+    resized = call.node.target(images, sizes, *options, factors)  # type: ignore[operator]  # an operator overload
+    return resized.reshape(size, outputs[axis]).T  # type: ignore[no-any-return]  # torch's operators are untyped
+
+
+def _apply(call: Call, x: Any, axis: int, matrix: torch.Tensor) -> Any:
+    """Multiply one axis by a sparse matrix [out, in] given by its largest taps per row."""
+    taps = max(1, int((matrix != 0).sum(1).max()))
+    places = matrix.abs().topk(taps, dim=1).indices.sort(1).values
+    weights = matrix.gather(1, places)
+    shape = [len(matrix) if a == axis else size for a, size in enumerate(shape_of(x))]
+
+    def compute(t: te.Tensor, where: te.Tensor, weight: te.Tensor) -> te.Tensor:
+        k = te.reduce_axis((0, taps), "tap")
+
+        def element(*i: Any) -> Any:
+            return te.sum(t(*i[:axis], where(i[axis], k), *i[axis + 1 :]) * weight(i[axis], k), axis=k)
+
+        return te.compute(shape, element, name="resize")
+
+    return call.compute(compute, x, relax.const(places.numpy(), "int64"), relax.const(weights.numpy()), name="resize")
+
+
+@converts(
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+    aten._upsample_nearest_exact1d.vec,
+    aten._upsample_nearest_exact2d.vec,
+    aten._upsample_nearest_exact3d.vec,
+)
+def nearest(call: Call, input: Any, output_size: Any, scale_factors: Any) -> Any:
+    return _resized(call, input, scale_factors, ())
+
+
+@converts(
+    aten.upsample_linear1d.vec,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_trilinear3d.vec,
+    aten.upsample_bicubic2d.vec,
+    aten._upsample_bilinear2d_aa.vec,
+    aten._upsample_bicubic2d_aa.vec,
+)
+def smooth(call: Call, input: Any, output_size: Any, align_corners: bool, scale_factors: Any) -> Any:
+    return _resized(call, input, scale_factors, (align_corners,))

@@ -1,0 +1,115 @@
+"""TVM's runtime alone: no compiler, no torch.
+
+`tvm_ffi` imports torch whenever it finds it, and `import tvm` loads the compiler (260 MB). A process that only runs a
+saved artifact needs neither: here torch is hidden while `tvm_ffi` is imported, and the two runtime libraries of the TVM
+package are loaded by their file names.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from functools import cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.errors import GraphoptError, InputError
+
+__all__ = ["Machine", "ffi", "to_numpy", "use_threads"]
+
+_ALIGNMENT = 64
+_LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
+_CPU, _POOLED = 1, 2
+
+
+@cache
+def ffi() -> Any:
+    """The `tvm_ffi` package with TVM's runtime loaded.
+
+    Raises:
+        GraphoptError: when the TVM package, or a library of it, is missing.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # makes `import torch` raise ImportError
+    try:
+        import tvm_ffi
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    if "tvm" not in sys.modules:
+        for name in _LIBRARIES:
+            ctypes.CDLL(str(_library(name)), mode=ctypes.RTLD_GLOBAL)
+    return tvm_ffi
+
+
+def _library(name: str) -> Path:
+    spec = PathFinder.find_spec("tvm")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "lib" / name
+        if path.is_file():
+            return path
+    raise GraphoptError(f"TVM's runtime library {name} is not installed", todo="install the package apache-tvm")
+
+
+class Machine:
+    """The virtual machine of one loaded module; `main` takes the inputs and then the weights."""
+
+    def __init__(self, module: Any, weights: list[Any]) -> None:
+        self._ffi = ffi()
+        self._machine = module["vm_load_executable"]()
+        self._machine["vm_initialization"](_CPU, 0, _POOLED)
+        self._main = self._machine["main"]
+        self._weights = weights
+
+    def run(self, tensors: list[Any]) -> list[Any]:
+        """Run on numpy arrays or torch tensors; returns TVM tensors."""
+        return list(self._main(*(self._input(tensor) for tensor in tensors), *self._weights))
+
+    def _input(self, tensor: Any) -> Any:
+        """The same memory where it is dense and aligned as the compiled code expects; else a copy of it."""
+        if isinstance(tensor, np.ndarray):
+            return self._ffi.from_dlpack(_aligned(tensor))
+        if tensor.device.type != "cpu":
+            raise InputError(f"an input is on {tensor.device}, the artifact runs on the CPU", todo="pass tensor.cpu()")
+        dense = tensor.detach().contiguous()
+        return self._ffi.from_dlpack(dense if dense.data_ptr() % _ALIGNMENT == 0 else dense.clone())
+
+
+_pool = threading.local()
+_ALL_THREADS_SHARE_ALL_CORES = -3
+
+
+def use_threads(count: int) -> None:
+    """Set the number of threads that TVM uses for calls from this thread.
+
+    TVM keeps one pool per calling thread, made at its first use with half of the processors, and binds threads (the
+    caller's too) to cores. Here the pool is made with all processors that the process may use, and nothing is bound.
+    """
+    if getattr(_pool, "count", 0) == count:
+        return
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
+    cores += [cores[i % len(cores)] for i in range(count - len(cores))]
+    ffi().get_global_func("runtime.config_threadpool")(_ALL_THREADS_SHARE_ALL_CORES, count, cores)
+    _pool.count = count
+
+
+def _aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % _ALIGNMENT == 0:
+        return array
+    room = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(copy, array)
+    return copy
+
+
+def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
+    """A TVM tensor as a numpy array over the same memory."""
+    return np.from_dlpack(tensor)
