@@ -1,0 +1,36 @@
+"""`graphopt targets`: the machines that code can be compiled for."""
+
+from __future__ import annotations
+
+from graphopt.target import Target
+from graphopt.tools.console import emit_json, show_table, size_text
+from graphopt.tools.sources import AsJson
+
+__all__ = ["targets"]
+
+
+def targets(as_json: AsJson = False) -> None:
+    """List the presets that --target takes; it also takes the path of a JSON file with the same fields."""
+    known = {name: Target.parse(name) for name in Target.names()}
+    if as_json:
+        emit_json({name: target.to_json() | {"this_machine": name == "cpu"} for name, target in known.items()})
+        return
+    numbers = ("cores", "vector bits", "L1", "L2", "L3")
+    rows = [
+        (
+            name,
+            target.kind,
+            target.arch,
+            target.cpu,
+            *map(size_text, (target.cores, target.vector_bits, target.l1, target.l2, target.l3)),
+            _remark(name, target, known["cpu"]),
+        )
+        for name, target in known.items()
+    ]
+    show_table(("target", "kind", "arch", "cpu", *numbers, ""), rows, right=numbers)
+
+
+def _remark(name: str, target: Target, here: Target) -> str:
+    if name == "cpu":
+        return "this machine"
+    return "what this machine is" if (target.arch, target.cpu) == (here.arch, here.cpu) else ""
