@@ -159,13 +159,15 @@ class Rewriter:
     def update(self, node: Node, why: str, **arguments: Any) -> None:
         """Change arguments of a call, by their schema names."""
         before, inputs = print_node(node, self.model), node.all_input_nodes
-        names = [arg.name for arg in node.target._schema.arguments]  # type: ignore[union-attr]  # an overload
+        schema = node.target._schema.arguments  # type: ignore[union-attr]  # an overload
+        names = [arg.name for arg in schema if not arg.kwarg_only]
         args, kwargs = list(node.args), dict(node.kwargs)
         for name, value in arguments.items():
-            position = names.index(name)
-            while len(args) <= position and names[len(args)] not in kwargs and len(args) < position:
+            # Everything before it goes by position too; a keyword-only argument has no position.
+            position = names.index(name) if name in names else None
+            while position is not None and len(args) < position and names[len(args)] not in kwargs:
                 args.append(argument(node, names[len(args)]))
-            if position < len(args):
+            if position is not None and position < len(args):
                 args[position] = value
             elif position == len(args):
                 kwargs.pop(name, None)

@@ -189,7 +189,7 @@ def _padded(
     if all(pad == (0, 0) for pad in pads):
         return change
     fill = -shift / scale
-    if not bool(torch.isfinite(fill).all() and (fill == fill[0]).all()):
+    if not bool(torch.isfinite(fill).all()) or not torch.allclose(fill, fill[0], rtol=1e-12, atol=0.0):
         return f"'{name}' pads with zeros after the shift, which no one constant before it gives"
     if len(affine.node.users) > 1:
         return f"'{name}' pads with zeros after the shift, and '{affine.node.name}' has other users"
