@@ -133,11 +133,11 @@ def _argument(
         raise refuse(f"its input '{item.name}' is missing")
     if item.kind == "operand" and numbers and (number := _number(value)) is not None:
         return number
+    if item.kind in ("tensor", "operand") or (item.kind == "either" and _is_array(value)):
+        return _tensor(value, load)  # first, so that the numbers of a weight are never read one by one
     known = _known(value)
-    if item.kind == "either" and known is not None and not known.shape:
-        return known
-    if item.kind in ("tensor", "operand", "either"):
-        return _tensor(value, load)
+    if item.kind == "either":
+        return known if known is not None and not known.shape else _tensor(value, load)
     if known is None:
         raise _not_known(item, name)
     if item.kind == "known":
