@@ -56,7 +56,7 @@ class Op:
     value may be read by nothing but the operator above it in the pattern.
     """
 
-    def __init__(self, *targets: Any, name: str | None = None, sole_user: bool = False, **arguments: Any) -> None:
+    def __init__(self, /, *targets: Any, name: str | None = None, sole_user: bool = False, **arguments: Any) -> None:
         self.targets, self.name, self.sole_user, self.arguments = targets, name, sole_user, arguments
 
     def describe(self) -> str:

@@ -104,7 +104,7 @@ class Rewriter:
         """Record that `node` was a candidate and is left alone, with the reason."""
         self.misses.append(Miss(node.name, why))
 
-    def call(self, op: Any, *args: Any, before: Node, like: Node | None = None, **kwargs: Any) -> Node:
+    def call(self, op: Any, /, *args: Any, before: Node, like: Node | None = None, **kwargs: Any) -> Node:
         """Insert a call in front of `before`; it says to come from where `like` (or `before`) comes from.
 
         Raises:
@@ -156,7 +156,7 @@ class Rewriter:
         self._touched.add(node)
         self.edits.append(Edit(EditKind.SET_TENSOR, node.name, before, print_node(node, self.model), why))
 
-    def update(self, node: Node, why: str, **arguments: Any) -> None:
+    def update(self, node: Node, why: str, /, **arguments: Any) -> None:
         """Change arguments of a call, by their schema names."""
         before, inputs = print_node(node, self.model), node.all_input_nodes
         schema = node.target._schema.arguments  # type: ignore[union-attr]  # an overload

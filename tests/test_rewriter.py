@@ -185,3 +185,13 @@ def test_call_refuses_a_place_that_was_erased() -> None:
     rw.replace(relu, rw.argument(relu, "self"), "for the test")
     with pytest.raises(GraphoptError, match="was erased"):
         rw.call(aten.neg.default, one(rw, aten.conv2d.default), before=relu)
+
+
+def test_the_argument_called_self_can_be_named() -> None:
+    rw = rewriter()
+    relu = one(rw, aten.relu.default)
+    found = match(Op(aten.relu.default, self=Op(aten.batch_norm.default, name="norm")), relu)
+    assert found and found["norm"].target is aten.batch_norm.default
+    tanh = rw.call(aten.tanh.default, self=relu.args[0], before=relu)
+    rw.update(relu, "for the test", self=tanh)
+    assert rw.argument(relu, "self") is tanh
