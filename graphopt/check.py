@@ -56,7 +56,8 @@ def relative_error(actual: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 class Oracle:
-    """Remembers what a model computes on seeded (or given) inputs and judges every later version of it.
+    """Remembers what a model computes on seeded (or given) inputs and judges every later version of it. The model
+    itself has to stay as it is meanwhile.
 
     A deep net can amplify rounding beyond any fixed limit (an untrained inception_v3 in float32 is 1e-4 away from
     itself in float64). So what is above the limit is compared with `noise`: how far the reference itself moves when
@@ -65,7 +66,7 @@ class Oracle:
 
     def __init__(self, model: Model, inputs: Sequence[Sequence[torch.Tensor]] | None = None, seed: int = 0) -> None:
         self.seed = seed
-        self.model = model.clone(share_tensors=True)
+        self.model = model
         self.inputs = [list(batch) for batch in inputs] if inputs else [sample_inputs(model, seed=seed)]
         self.reference = self._run(model)
 

@@ -64,8 +64,13 @@ class Shapes:
         return made
 
     def fake(self, tensor: torch.Tensor) -> FakeTensor:
-        """The fake counterpart of a weight: same shape, strides, dtype and device, no data."""
-        return self.mode.from_tensor(tensor, static_shapes=True)
+        """The fake counterpart of a weight: same shape, strides, dtype and device, no data. Equal ones are one."""
+        tensor = tensor.detach()
+        key = ("fake", _fingerprint_value(tensor))
+        if key not in self._seen:
+            self._seen[key] = self.mode.from_tensor(tensor, static_shapes=True)
+        made: FakeTensor = self._seen[key]
+        return made
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -74,13 +79,17 @@ class Shapes:
         with self.mode, enable_python_dispatcher(), torch.no_grad():
             yield
 
+    def key(self, node: fx.Node) -> Hashable:
+        """Everything about a call that the shape of its result depends on: equal for equal calls on equal shapes."""
+        return (node.target, _fingerprint(node.args), _fingerprint(node.kwargs))
+
     def propagate(self, node: fx.Node) -> Any:
         """Run the operator of `node` on the fake values of its inputs.
 
         Raises:
             ShapeError: when the operator refuses the inputs, or fixes a symbolic size.
         """
-        key = (node.target, _fingerprint(node.args), _fingerprint(node.kwargs))
+        key = self.key(node)
         if key not in self._seen:
             self._seen[key] = self._run(node)
         return self._seen[key]
@@ -202,7 +211,8 @@ def _fingerprint_value(value: Any) -> Hashable:
 
 
 def _size_key(size: Any) -> Hashable:
-    return size.node.expr if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) else size
+    key: Hashable = size.node.expr if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) else size
+    return key
 
 
 def _first_line(error: Exception) -> str:

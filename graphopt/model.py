@@ -135,7 +135,7 @@ class Model:
         flat = iter(tensors)
         leaves = [next(flat) if isinstance(spec, TensorSpec) else spec.value for spec in self.signature.inputs]
         if self._stale:
-            # Code for 10,000 nodes takes a second to make: a model that is changed again after one call walks the graph.
+            # Code for 10,000 nodes takes a second to make; a model that changes again after one call walks its graph.
             results = fx.Interpreter(self._module).run(*leaves, enable_io_processing=False)
         else:
             args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)

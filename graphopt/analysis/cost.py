@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,6 +35,7 @@ from graphopt.ops import Indexed, Kind, OpInfo, Size, argument, is_view, lookup,
 from graphopt.params import ParamKind
 
 if TYPE_CHECKING:
+    from graphopt.fake import Shapes
     from graphopt.model import Model
 
 __all__ = ["Cost", "ModuleCost", "NodeCost", "cost"]
@@ -142,9 +143,9 @@ def cost(model: Model, at: Mapping[str, int] | None = None) -> Cost:
     Raises:
         UsageError: `at` does not name exactly the free sizes.
     """
-    rename = Renamer(model.shapes.names)
-    volumes = Volumes(rename)
-    nodes = tuple(_node_cost(node, rename, volumes) for node in model.graph.nodes if _counts(node))
+    volumes = Volumes(rename := Renamer(model.shapes.names))
+    count = _Counter(model.shapes, rename, volumes)
+    nodes = tuple(_node_cost(node, count) for node in model.graph.nodes if _counts(node))
     buffers = lifetimes(model.graph, volumes.bytes)
     weights = {name for node in nodes for name in node.weights}
     parameters, weight_bytes = _weigh(model, weights)
@@ -175,18 +176,40 @@ def _counts(node: Node) -> bool:
     return info is None or info.kind is not Kind.SIZE
 
 
-def _node_cost(node: Node, rename: Renamer, volumes: Volumes) -> NodeCost:
-    info, stack = lookup(node.target), list(_module_stack(node))
-    reads = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
+def _node_cost(node: Node, count: _Counter) -> NodeCost:
+    stack = list(_module_stack(node))
+    macs, operations, moved_bytes = count(node)
     return NodeCost(
         name=node.name,
         operator=str(node.target),
         module=stack[-1][0] if stack else "",
-        macs=None if info is None else rename(info.macs(node)) if info.macs else 0,
-        operations=_operations(node, info, reads, volumes),
-        moved_bytes=0 if is_view(node) else _moved(node, info, reads, volumes),
-        weights=tuple(str(source.target) for source in reads if source.op == "get_attr"),
+        macs=macs,
+        operations=operations,
+        moved_bytes=moved_bytes,
+        weights=tuple(str(source.target) for source in _reads(node) if source.op == "get_attr"),
     )
+
+
+def _reads(node: Node) -> list[Node]:
+    return [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
+
+
+class _Counter:
+    """Multiply-accumulates, operations and bytes moved of a call; equal calls on equal shapes are counted once."""
+
+    def __init__(self, shapes: Shapes, rename: Renamer, volumes: Volumes) -> None:
+        self.shapes, self.rename, self.volumes = shapes, rename, volumes
+        self._seen: dict[Hashable, tuple[Size | None, Size, Size]] = {}
+
+    def __call__(self, node: Node) -> tuple[Size | None, Size, Size]:
+        reads = _reads(node)
+        key = (self.shapes.key(node), len(reads))  # x * x reads half of what x * y does
+        if key not in self._seen:
+            info = lookup(node.target)
+            macs = None if info is None else self.rename(info.macs(node)) if info.macs else 0
+            moved = 0 if is_view(node) else _moved(node, info, reads, self.volumes)
+            self._seen[key] = (macs, _operations(node, info, reads, self.volumes), moved)
+        return self._seen[key]
 
 
 def _operations(node: Node, info: OpInfo | None, reads: list[Node], volumes: Volumes) -> Size:

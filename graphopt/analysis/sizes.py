@@ -97,24 +97,27 @@ class Evaluator:
 
 
 class Volumes:
-    """The volumes of the tensors that each node makes, in the signature's names, each looked up once."""
+    """The volumes of the tensors that each node makes, in the signature's names. Equal values are one object in most
+    graphs (`Shapes` sees to it), so each object is looked at once."""
 
     def __init__(self, rename: Renamer) -> None:
         self._rename = rename
-        self._seen: dict[Node, tuple[Volume, ...]] = {}
-        self._bytes: dict[Node, Size] = {}
+        self._seen: dict[int, tuple[Volume, ...]] = {}
+        self._bytes: dict[int, Size] = {}
 
     def __call__(self, node: Node) -> tuple[Volume, ...]:
         """One volume for every tensor in the node's value; none where it makes a size or a number."""
-        if node not in self._seen:
-            self._seen[node] = tuple(self._volumes(node.meta.get("val")))
-        return self._seen[node]
+        value = node.meta.get("val")
+        if id(value) not in self._seen:
+            self._seen[id(value)] = tuple(self._volumes(value))
+        return self._seen[id(value)]
 
     def bytes(self, node: Node) -> Size:
         """Bytes of all tensors that the node makes."""
-        if node not in self._bytes:
-            self._bytes[node] = total(tuple(volume.bytes for volume in self(node)))
-        return self._bytes[node]
+        key = id(node.meta.get("val"))
+        if key not in self._bytes:
+            self._bytes[key] = total(tuple(volume.bytes for volume in self(node)))
+        return self._bytes[key]
 
     def _volumes(self, value: Any) -> Iterable[Volume]:
         if isinstance(value, torch.Tensor):
