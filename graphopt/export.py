@@ -7,6 +7,7 @@ guards, pytree code generation, range constraints.
 from __future__ import annotations
 
 import warnings
+from collections import namedtuple
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -269,9 +270,20 @@ def _signature(
         low = int(found.lower) if found is not None else 0
         high = int(found.upper) if found is not None and found.upper.is_finite and found.upper < 2**40 else None
         ranges[name] = Range(low, high)
+    for spec in (info.in_spec, info.out_spec):
+        _register_namedtuples(spec)
     return Signature(
         tuple(inputs), tuple(outputs), ranges, pytree.treespec_dumps(info.in_spec), pytree.treespec_dumps(info.out_spec)
     )
+
+
+def _register_namedtuples(spec: pytree.TreeSpec) -> None:
+    """Give every namedtuple class in `spec` a name under which torch can write its structure."""
+    if spec.type is namedtuple and spec.context not in pytree.SUPPORTED_SERIALIZED_TYPES:
+        cls = spec.context
+        pytree._register_namedtuple(cls, serialized_type_name=f"{cls.__module__}.{cls.__qualname__}")
+    for child in spec.children():
+        _register_namedtuples(child)
 
 
 def _spec(name: str, value: Any, shapes: Shapes) -> ValueSpec:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -275,3 +277,43 @@ def test_equal_names_are_equal_sizes_and_multiples_hold() -> None:
     assert torch.equal(model(x, y), net(x, y))
     with pytest.raises(InputError):
         model(x, torch.randn(12, 3))
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_an_example_of_size_one_leaves_the_size_free(size: int) -> None:
+    class Add(nn.Module):
+        def forward(self, x: torch.Tensor, extra: dict[str, torch.Tensor]) -> torch.Tensor:
+            return x * 2 + extra["y"][: x.shape[0]]
+
+    example = (torch.randn(size, 3), {"y": torch.randn(2 * size, 3)})
+    model = go.capture(Add(), example, dynamic={"x": {0: "n"}, "extra": {"y": {0: "2*n"}}})
+    x, y = torch.randn(5, 3), torch.randn(10, 3)
+    assert torch.equal(model(x, {"y": y}), Add()(x, {"y": y}))
+    assert model(torch.randn(1, 3), {"y": torch.randn(2, 3)}).shape == (1, 3)
+
+
+def test_random_initialisation_in_place_becomes_functional() -> None:
+    class Noise(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            keep = torch.empty_like(x).bernoulli_(0.5)
+            return x * keep
+
+    model = go.capture(Noise().train(), (torch.ones(8, 8),))
+    kept = model(torch.ones(8, 8))
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+
+
+class Outputs(NamedTuple):
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+def test_a_namedtuple_comes_back(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> Outputs:
+            return Outputs(x + 1, x * 2)
+
+    model = go.capture(Net(), (torch.ones(2),))
+    assert isinstance(model(torch.ones(2)), Outputs) and model.signature.outputs[0].name == "logits"
+    model.save(tmp_path / "net.gopt")
+    assert isinstance(go.load(tmp_path / "net.gopt")(torch.ones(2)), Outputs)

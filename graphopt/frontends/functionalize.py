@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphopt.errors import UnsupportedError
 from graphopt.fake import Shapes
+from graphopt.ops import argument
 from graphopt.printer import source_of
 
 __all__ = ["functionalize", "is_in_place"]
@@ -154,6 +155,8 @@ class _Functionalizer:
                 new = fill
             else:
                 return self.insert(aten.full_like.default, target, fill)
+        elif node.target is aten.bernoulli_.float:
+            new = self.insert(aten.bernoulli.p, target, argument(node, "p"))
         else:
             new = self.insert(_functional_form(node), *node.args, **node.kwargs)
         if new.meta["val"].dtype != like.dtype:

@@ -55,6 +55,7 @@ def capture(
     args, kwargs = tuple(args), dict(kwargs or {})
     inputs = _bind(module, args, kwargs)
     specs = _dynamic_specs(inputs, dynamic or {})
+    args, kwargs = _without_ones(args, kwargs, inputs, specs)
     try:
         with _quiet():
             program = torch.export.export(module, args, kwargs, dynamic_shapes=specs, strict=False)
@@ -174,16 +175,46 @@ def _dim_names(inputs: dict[str, Any], specs: dict[str, Any]) -> dict[tuple[int,
     """Names of the free sizes by (flat tensor input, axis); multiples are named through their base."""
     names: dict[tuple[int, int], str] = {}
     flat = pytree.tree_leaves(inputs)
-    leaves = pytree.tree_leaves(specs, is_leaf=lambda s: s is None or _is_axis_spec(s))
     position = 0
-    for value, spec in zip(flat, leaves, strict=True):
+    for value, spec in zip(flat, _leaf_specs(specs), strict=True):
         if not isinstance(value, torch.Tensor):
             continue
         for axis, dim in (spec or {}).items():
-            if isinstance(dim, Dim):
-                names[position, axis] = vars(dim).get("root", dim).__name__
+            if _base_name(dim):
+                names[position, axis] = _base_name(dim)
         position += 1
     return names
+
+
+def _without_ones(
+    args: tuple[Any, ...], kwargs: dict[str, Any], inputs: dict[str, Any], specs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example inputs with every free size of 1 doubled: torch.export takes a 1 for a fixed size."""
+    flat, spec = pytree.tree_flatten((args, kwargs))
+    axes = dict(zip(map(id, pytree.tree_leaves(inputs)), _leaf_specs(specs), strict=True))
+    single = {
+        _base_name(dim)
+        for leaf in flat
+        for axis, dim in (axes.get(id(leaf)) or {}).items()
+        if isinstance(leaf, torch.Tensor) and leaf.shape[axis] == 1
+    }
+    if not single:
+        return args, kwargs
+    for position, leaf in enumerate(flat):
+        for axis, dim in (axes.get(id(leaf)) or {}).items():
+            if _base_name(dim) in single:
+                flat[position] = torch.cat([flat[position]] * 2, axis)
+    grown: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(flat, spec)
+    return grown
+
+
+def _leaf_specs(specs: dict[str, Any]) -> list[Any]:
+    return pytree.tree_leaves(specs, is_leaf=lambda s: s is None or _is_axis_spec(s))
+
+
+def _base_name(dim: Any) -> str:
+    """The name that a size is a multiple of."""
+    return str(vars(dim).get("root", dim).__name__) if isinstance(dim, Dim) else ""
 
 
 def _is_axis_spec(spec: Any) -> bool:
