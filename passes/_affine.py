@@ -23,6 +23,8 @@ __all__ = ["Affine", "absorb"]
 
 aten = torch.ops.aten
 
+_LONGEST_CHAIN = 8
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -57,23 +59,63 @@ def absorb(rw: Rewriter, nodes: Iterable[Node], read: Callable[[Rewriter, Node],
     `read` gives the map, a reason why a candidate is none, or None for what is no candidate. Layers after a map are
     tried last node first, so that a chain of maps in front of a layer goes in one sweep.
     """
-    left: list[tuple[Node, str]] = []
+    left: dict[Node, str] = {}
     for node in nodes:
         affine = read(rw, node)
         if isinstance(affine, str):
             rw.skip(node, affine)
         elif affine is not None and (reason := _absorb_after(rw, affine)):
-            left.append((node, reason))
-    misses = []
-    for node, reason in reversed(left):
+            left[node] = reason
+    maps: dict[Node, Affine] = {}
+    for node, reason in left.items():
+        affine = read(rw, node)  # again: its source may have gone into a layer by now
+        if isinstance(affine, Affine):
+            maps[node] = affine
+        else:
+            rw.skip(node, affine or reason)
+    for node in reversed(list(maps)):
         if rw.exhausted:
             return
-        affine = read(rw, node)
-        assert isinstance(affine, Affine)
-        if why := _absorb_before(rw, affine):
-            misses.append((node, f"{reason}; {why}"))
-    for node, reason in reversed(misses):
-        rw.skip(node, reason)
+        if node in maps:
+            _absorb_chain(rw, maps, node, left)
+    for node in maps:
+        rw.skip(node, left[node])
+
+
+def _absorb_chain(rw: Rewriter, maps: dict[Node, Affine], node: Node, reasons: dict[Node, str]) -> None:
+    """Take the map at `node`, with as many as possible of those right before it, into the layers after it.
+
+    Together they may do what one by one they cannot: `2 * x - 1` is zero where x is padded with 0.5.
+    """
+    chain, composed = [node], [maps[node]]
+    while len(chain) < _LONGEST_CHAIN and (before := maps.get(composed[-1].source)) is not None:
+        joined = _compose(before, composed[-1]) if len(before.node.users) == 1 else None
+        if joined is None:
+            break
+        chain.append(before.node)
+        composed.append(joined)
+    why: str | None = None
+    for count in range(len(chain), 0, -1):
+        why = _absorb_before(rw, composed[count - 1])
+        if why is None:
+            for done in chain[:count]:
+                del maps[done]
+            return
+    reasons[node] += f"; {why}"
+
+
+def _compose(first: Affine, second: Affine) -> Affine | None:
+    """`second` after `first` as one map; None where they act on different axes."""
+    if None not in (first.axis, second.axis) and first.axis != second.axis:
+        return None
+    return Affine(
+        second.node,
+        first.source,
+        first.axis if second.axis is None else second.axis,
+        second.scale * first.scale,
+        second.scale * first.shift + second.shift,
+        first.trainable or second.trainable,
+    )
 
 
 def _absorb_after(rw: Rewriter, affine: Affine) -> str | None:
