@@ -143,6 +143,7 @@ def _models(
 
 def _prepared(source: str, system: str, model: Model, threads: int | None, inputs: list[Any]) -> Contender:
     start = time.perf_counter()
+    run: Callable[[list[Any]], list[Any]]
     if system in backend_names():
         run = build(model, backend=system, threads=threads).run
     else:

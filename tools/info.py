@@ -102,6 +102,7 @@ def _totals(costs: Cost) -> list[tuple[str, str]]:
 
 
 def _show_rows(costs: Cost, per: Per) -> None:
+    numbers: tuple[str, ...]
     if per is Per.MODULE:
         numbers = ("macs", "operations", "parameters", "weight bytes", "bytes moved")
         rows = [

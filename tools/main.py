@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -60,7 +61,8 @@ def _as_usage_error(error: typer.TyperException | OSError) -> UsageError:
     if isinstance(error, OSError):
         return UsageError(f"the system refused: {error}")
     context = getattr(error, "ctx", None)
-    return UsageError(error.format_message(), todo=f"see {context.command_path} --help" if context else None)
+    message = error.format_message().replace("Value error, ", "")
+    return UsageError(message, todo=f"see {context.command_path} --help" if context else None)
 
 
 app = typer.Typer(
@@ -93,6 +95,7 @@ def _root(
 
 def main() -> NoReturn:
     """Entry point of the console script."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     app()
     sys.exit(0)
 

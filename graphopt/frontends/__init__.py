@@ -58,7 +58,7 @@ def _function(suffix: str, verb: str) -> Callable[..., Any]:
     home = {
         ".gopt": "graphopt.archive",
         ".pt2": "graphopt.frontends.pt2",
-        ".onnx": "graphopt.frontends.onnx",
+        ".onnx": "graphopt.frontends.onnx" if verb == "load" else "graphopt.frontends.onnx.writer",
     }[suffix]
     function: Callable[..., Any] = getattr(import_module(home), f"{verb}_{suffix[1:]}")
     return function
