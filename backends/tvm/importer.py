@@ -146,6 +146,8 @@ class _Importer:
 
     def _node(self, node: fx.Node) -> None:
         meta = node.meta.get("val")
+        if node.target is operator.getitem and not node.users:
+            return
         if not _holds_tensor(meta):
             if meta is None and not _is_check(node):
                 self._refuse(node, "it returns nothing that a compiled graph could hold")

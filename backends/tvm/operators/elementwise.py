@@ -156,23 +156,33 @@ def _broadcast(call: Call, *operands: Any) -> list[Any]:
 @converts(aten.remainder.Tensor, aten.remainder.Scalar)
 def remainder(call: Call, self: Any, other: Any) -> Any:
     """The remainder with the sign of the divisor."""
-    a, b = _operands(call, self, other, _compute_dtype(call))
     if "float" not in call.dtype:
-        return op.floor_mod(a, b)
+        return op.floor_mod(*_operands(call, self, other, _compute_dtype(call)))
 
     def scalar(x: Any, y: Any) -> Any:
-        rest = tirx.fmod(x, y)
-        zero = tirx.const(0, dtype_of(a))
-        return tirx.Select(tirx.all(rest != zero, (rest < zero) != (y < zero)), rest + y, rest)
+        rest = _float_rest(x, y)
+        return tirx.Select(rest * y < 0.0, rest + y, rest)
 
-    return _per_element(call, scalar, *_broadcast(call, a, b))
+    return _per_element(call, scalar, *_exact_operands(call, self, other))
 
 
 @converts(aten.fmod.Tensor, aten.fmod.Scalar)
 def fmod(call: Call, self: Any, other: Any) -> Any:
     """The remainder with the sign of the dividend."""
-    function = tirx.fmod if "float" in call.dtype else tirx.truncmod
-    return _per_element(call, function, *_broadcast(call, *_operands(call, self, other, _compute_dtype(call))))
+    if "float" in call.dtype:
+        return _per_element(call, _float_rest, *_exact_operands(call, self, other))
+    return _per_element(call, tirx.truncmod, *_broadcast(call, *_operands(call, self, other, call.dtype)))
+
+
+def _exact_operands(call: Call, a: Any, b: Any) -> list[Any]:
+    """Operands in float64, in which quotients of narrower floats below 2^29 lose nothing."""
+    if call.dtype == "float64":
+        raise Refused("the remainder of float64, for which there is no wider type")
+    return _broadcast(call, *_operands(call, a, b, "float64"))
+
+
+def _float_rest(x: Any, y: Any) -> Any:
+    return tirx.Select(tirx.isinf(y), x, x - tirx.trunc(x / y) * y)
 
 
 @converts(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)

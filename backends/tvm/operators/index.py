@@ -162,16 +162,18 @@ def select_scatter(call: Call, self: Any, src: Any, dim: int, index: Any) -> Any
 @converts(aten.diff.default)
 def diff(call: Call, self: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
     axis = normal_axis(dim, len(shape_of(self)))
-    parts = [part for part in (prepend, self, append) if part is not None]
-    whole = call.emit(op.concat(parts, axis)) if len(parts) > 1 else self
+    if call.dtype == "bool":
+        raise Refused("diff of booleans")
+    parts = [call.cast(part, call.dtype) for part in (prepend, self, append) if part is not None]
+    whole = call.emit(op.concat(parts, axis)) if len(parts) > 1 else parts[0]
     if n != 1:
         raise Refused(f"diff of order {n}")
-    shape, dtype = call.shape, call.dtype
+    shape = call.shape
 
     def compute(x: te.Tensor) -> te.Tensor:
         def element(*at: Any) -> Any:
             left, right = x(*at), x(*at[:axis], at[axis] + 1, *at[axis + 1 :])
-            return left != right if dtype == "bool" else right - left
+            return right - left
 
         return te.compute(shape, element, name="diff")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import torch
 
 from graphopt.backends.tvm.registry import Call, converts, shape_of, wide
-from tvm import relax, te
+from tvm import relax
 
 aten = torch.ops.aten
 op = relax.op
@@ -15,22 +17,16 @@ op = relax.op
 
 @converts(aten.linear.default)
 def linear(call: Call, input: Any, weight: Any, bias: Any = None) -> Any:
-    """input [..., in], weight [out, in], bias [out] -> [..., out]; the weight is read as it lies in memory.
+    """input [..., in], weight [out, in], bias [out] -> [..., out].
 
-    The leading axes are merged, so that the batch and the sequence make one long axis to divide among threads.
+    The weight is turned to [in, out] while compiling, so that the sums run along vectors of outputs. The leading axes are
+    merged: the batch and the sequence make one long axis to divide among threads.
     """
     dtype = wide(call.dtype)
-    rows, width = shape_of(input)[:-1], shape_of(input)[-1]
-    height = 1
-    for size in rows:
-        height = height * size
-    flat = call.reshape(call.cast(input, dtype), [height, width])
-
-    def matmul(x: te.Tensor, w: te.Tensor) -> te.Tensor:
-        k = te.reduce_axis((0, width), "k")
-        return te.compute((height, w.shape[0]), lambda i, j: te.sum(x[i, k] * w[j, k], axis=k), name="linear")
-
-    result = call.compute(matmul, flat, call.cast(weight, dtype), name="linear")
+    *rows, width = shape_of(input)
+    height = functools.reduce(operator.mul, rows, 1)
+    turned = call.emit(op.permute_dims(call.cast(weight, dtype), [1, 0]))
+    result = call.emit(op.matmul(call.reshape(call.cast(input, dtype), [height, width]), turned))
     if bias is not None:
         result = call.emit(op.add(result, call.cast(bias, dtype)))
     return call.reshape(result, call.shape)

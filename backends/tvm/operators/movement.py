@@ -191,6 +191,29 @@ def repeat_interleave(call: Call, self: Any, repeats: Any, dim: int | None = Non
     return shifted(call, self, _along(self, dim, lambda i: tirx.floordiv(i, repeats)), "repeat_interleave")
 
 
+@converts(aten.unfold.default)
+def unfold(call: Call, self: Any, dimension: int, size: int, step: int) -> Any:
+    """Windows along an axis, their elements on a new last axis."""
+    axis = normal_axis(dimension, len(shape_of(self)))
+    return shifted(
+        call, self, lambda i: [at * step + i[-1] if a == axis else at for a, at in enumerate(i[:-1])], "unfold"
+    )
+
+
+@converts(aten.diagonal.default)
+def diagonal(call: Call, self: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    """The diagonal of two axes, put last."""
+    rank = len(shape_of(self))
+    first, second = normal_axis(dim1, rank), normal_axis(dim2, rank)
+
+    def source(i: list[Any]) -> list[Any]:
+        rest = iter(i[:-1])
+        ends = {first: i[-1] + max(-offset, 0), second: i[-1] + max(offset, 0)}
+        return [ends[axis] if axis in ends else next(rest) for axis in range(rank)]
+
+    return shifted(call, self, source, "diagonal")
+
+
 @converts(aten.flip.default)
 def flip(call: Call, self: Any, dims: Sequence[int]) -> Any:
     sizes = shape_of(self)

@@ -39,14 +39,22 @@ def _matrix(
     options: tuple[Any, ...],
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The matrix [out, in] of one axis: the operator itself applied to the identity, the other axes being 1 long."""
-    others = [1] * len(outputs)
-    images = torch.eye(size, dtype=dtype).reshape(size, 1, *others[:axis], size, *others[axis + 1 :])
+    """The matrix [out, in] of one axis: the operator itself applied to the identity.
+
+    The other axes are 2 long: on images that are 1 wide, torch 2.13 reduces antialiased rows wrongly.
+    """
+    rank = len(outputs)
+    others = [2] * rank
+    shape = [*others[:axis], size, *others[axis + 1 :]]
+    identity = torch.eye(size, dtype=dtype).reshape(size, 1, *(size if a == axis else 1 for a in range(rank)))
+    images = identity.expand(size, 1, *shape).contiguous()
     if scales is None:
         sizes, factors = [*others[:axis], outputs[axis], *others[axis + 1 :]], None
     else:
-        sizes, factors = None, [*([1.0] * axis), scales[axis], *([1.0] * (len(outputs) - axis - 1))]
+        sizes, factors = None, [scales[a] if a == axis else 1.0 for a in range(rank)]
     resized = call.node.target(images, sizes, *options, factors)  # type: ignore[operator]  # an operator overload
+    for other in reversed([a for a in range(rank) if a != axis]):
+        resized = resized.select(2 + other, 0)
     return resized.reshape(size, outputs[axis]).T  # type: ignore[no-any-return]  # torch's operators are untyped
 
 

@@ -1,0 +1,60 @@
+"""Every operator of the TVM backend's table against eager torch, in float32 and in the 16-bit floats."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import graphopt as go
+from graphopt.errors import UnsupportedError
+from tests.backends import operators as table
+from tests.compare import relative_error
+
+FAMILIES = {
+    "unary": (table.UNARY, (table.X,)),
+    "positive": (table.POSITIVE_UNARY, (table.POSITIVE,)),
+    "binary": (table.BINARY, (table.X, table.Y)),
+    "integer": (table.INTEGER, (table.INTEGERS, table.DIVISORS)),
+    "reduce": (table.REDUCE, (table.X,)),
+    "move": (table.MOVE, (table.X,)),
+    "index": (table.INDEX, (table.X,)),
+    "matmul": (table.MATMUL, (table.X, table.Y)),
+    "conv": (table.CONV, (table.X, table.SIGNAL, table.VOLUME)),
+    "pool": (table.POOL, (table.X, table.SIGNAL, table.VOLUME)),
+    "norm": (table.NORM, (table.X,)),
+}
+
+
+class Family(nn.Module):
+    """All functions of a family, their results under their names."""
+
+    def __init__(self, functions: dict[str, table.Function]) -> None:
+        super().__init__()
+        self.functions = functions
+
+    def forward(self, *inputs: torch.Tensor) -> dict[str, object]:
+        return {name: function(*inputs) for name, function in self.functions.items()}
+
+
+def _wrong(functions: dict[str, table.Function], inputs: tuple[torch.Tensor, ...], limit: float) -> dict[str, object]:
+    net = Family(functions)
+    artifact = go.build(go.capture(net, inputs), threads=1)
+    expected = net(*inputs)
+    actual = artifact(*inputs)
+    found = {}
+    for name in functions:
+        try:
+            error = relative_error(actual[name], expected[name])
+        except AssertionError as problem:
+            found[name] = str(problem)
+        else:
+            if not error < limit:
+                found[name] = error
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_equals_eager(family: str) -> None:
+    functions, inputs = FAMILIES[family]
+    assert _wrong(functions, inputs, 5e-6) == {}
