@@ -16,7 +16,8 @@ from graphopt.check import Oracle
 from graphopt.errors import GraphoptError, PassFailed, UsageError
 from graphopt.instruments import Instrument
 from graphopt.model import Model
-from graphopt.registry import PRESETS, get_pass, nearest, pass_names
+from graphopt.names import nearest
+from graphopt.registry import PRESETS, get_pass, pass_names
 from graphopt.rewriter import Rewriter
 from graphopt.transform import Check, Contract, Pass, Report, parse_value
 from graphopt.verify import verify
@@ -139,7 +140,7 @@ class _Parser:
         known, values, sound = cls.options(), {}, True
         for key, text in options.items():
             if key not in known:
-                hint = nearest(key, list(known)) if known else "it takes no options"
+                hint = nearest(key, known) if known else "it takes no options"
                 self.problems.append(f"'{cls.name}' has no option '{key}': {hint}")
                 sound = False
                 continue

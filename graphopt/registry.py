@@ -3,16 +3,16 @@ imported when it is first asked for."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
 
 from graphopt.errors import GraphoptError, UsageError
+from graphopt.names import nearest
 from graphopt.transform import Pass
 
-__all__ = ["GROUP", "PRESETS", "get_pass", "home_of", "nearest", "pass_names"]
+__all__ = ["GROUP", "PRESETS", "get_pass", "home_of", "pass_names"]
 
 GROUP = "graphopt.passes"
 """Entry-point group of passes: `fold-tanh = "my_package.fold_tanh:FoldTanh"`."""
@@ -78,9 +78,3 @@ def get_pass(name: str) -> type[Pass]:
     if len(found) != 1:
         raise GraphoptError(f"'{home}' holds {len(found)} passes called '{name}', not one")
     return found[0]
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """A sentence that offers the nearest of the known names."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(sorted(known))}"

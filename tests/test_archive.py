@@ -130,7 +130,7 @@ def test_truncated_and_foreign_files(tmp_path: Path) -> None:
     small().save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(LoadError, match="no .gopt model"):
+    with pytest.raises(LoadError, match=r"no \.gopt model"):
         go.load(path)
     for name, words in (("text.gopt", "no .gopt"), ("text.pt2", "no .pt2"), ("text.h5", "none of .gopt")):
         (tmp_path / name).write_text("hello")

@@ -115,7 +115,7 @@ def test_new_tensor_gets_a_free_name() -> None:
 
 def test_why_shared_names_the_other_user() -> None:
     rw = rewriter()
-    first, second = rw.find(aten.linear.default)
+    first, _ = rw.find(aten.linear.default)
     weight = rw.argument(first, "weight")
     assert "also used by" in str(rw.why_shared(weight, first))
     assert rw.why_shared(rw.argument(first, "bias"), first) is None

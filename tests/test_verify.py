@@ -158,7 +158,7 @@ def test_damage_is_named(number: str, damage: Callable[[go.Model], None], words:
 def test_literal_that_disagrees_with_its_axis() -> None:
     model = make()
     wrong_literal(model)
-    with pytest.raises(VerifyError, match="^I10 groups"):
+    with pytest.raises(VerifyError, match=r"^I10 groups"):
         INVARIANTS["I10"](model)
 
 
