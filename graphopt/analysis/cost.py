@@ -234,9 +234,17 @@ def _moved(node: Node, info: OpInfo | None, reads: list[Node], volumes: Volumes)
 
 
 def _module_stack(node: Node) -> Iterator[tuple[str, str]]:
-    """Path and class of the modules that the call belongs to, from the outermost inwards."""
-    for path, kind in (node.meta.get("nn_module_stack") or {}).values():
+    """Path and class of the modules that the call belongs to, from the outermost inwards.
+
+    A model that was loaded from a file knows the path of the innermost only: the outer ones follow, without classes.
+    """
+    stack = node.meta.get("nn_module_stack") or {}
+    for path, kind in stack.values():
         yield path, kind if isinstance(kind, str) else kind.__name__
+    if not stack:
+        yield "", ""
+        parts = str(node.meta.get("path") or "").split(".")
+        yield from ((".".join(parts[: end + 1]), "") for end in range(len(parts)) if parts[0])
 
 
 def _weigh(model: Model, names: set[str]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import sympy
@@ -60,6 +61,16 @@ def test_modules_include_what_is_inside_them() -> None:
     assert found.modules["stem.2"].type.endswith("ReLU")
     assert stem.moved_bytes == sum(found.modules[f"stem.{i}"].moved_bytes for i in range(3))
     assert [node.module for node in found.nodes] == ["stem.0", "stem.1", "stem.2", "", "head"]
+
+
+def test_modules_of_a_model_from_a_file_keep_their_costs(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 2))
+    model = graphopt.capture(net, (torch.randn(3, 4),))
+    model.save(tmp_path / "net.gopt")
+    before, after = cost(model).modules, cost(graphopt.load(tmp_path / "net.gopt")).modules
+    assert list(before) == ["", "0", "0.0", "0.1", "1"] and set(after) == set(before)
+    assert all(after[path].macs == module.macs for path, module in before.items())
+    assert all(after[path].parameters == module.parameters for path, module in before.items())
 
 
 def test_free_sizes_stay_expressions_until_they_are_given() -> None:
