@@ -317,3 +317,19 @@ def test_a_namedtuple_comes_back(tmp_path: Path) -> None:
     assert isinstance(model(torch.ones(2)), Outputs) and model.signature.outputs[0].name == "logits"
     model.save(tmp_path / "net.gopt")
     assert isinstance(go.load(tmp_path / "net.gopt")(torch.ones(2)), Outputs)
+
+
+def test_a_limit_of_the_model_narrows_the_range() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(16, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.table[: x.shape[1]]
+
+    model = go.capture(Positions(), (torch.randn(2, 5, 4),), dynamic={"x": {0: "n", 1: "length"}})
+    assert model.signature.ranges["length"].max == 16 and model.signature.ranges["n"].max is None
+    assert model(torch.randn(3, 16, 4)).shape == (3, 16, 4)
+    with pytest.raises(InputError, match=r"'length' must lie in 0\.\.16"):
+        model(torch.randn(3, 17, 4))

@@ -37,6 +37,7 @@ _NOT_THE_USERS = (
 )
 """How the paths of files begin that hold no line of the user's."""
 
+_RANGE = re.compile(r"(\w+) = Dim\('\w+'(?:, min=(?P<min>\d+))?(?:, max=(?P<max>\d+))?\)")
 _SIZE = re.compile(r"(?:(\d+)\s*\*\s*)?([A-Za-z_]\w*)$")
 
 
@@ -54,7 +55,8 @@ def capture(
     Args:
         args, kwargs: example inputs; tensors may sit in dicts, lists, tuples and registered dataclasses.
         dynamic: sizes that stay free, by input name or position: `{"x": {0: "batch"}}`. Equal names are equal sizes;
-            `"8*h"` is a multiple; a `torch.export.Dim` gives a range. For an input that is a structure, the same
+            `"8*h"` is a multiple; a `torch.export.Dim` gives a range. A model may narrow the range (at most 512
+            positions, say); the signature says so, and calls are held to it. For an input that is a structure, the same
             structure of such dicts.
         input_names, output_names: names for the flat inputs and outputs, in place of torch's.
 
@@ -64,13 +66,19 @@ def capture(
     """
     args, kwargs = tuple(args), dict(kwargs or {})
     inputs = _bind(module, args, kwargs)
-    specs = _dynamic_specs(inputs, dynamic or {})
+    specs = _dynamic_specs(inputs, dynamic or {}, {})
     args, kwargs = _without_ones(args, kwargs, inputs, specs)
     try:
-        with _quiet():
-            program = torch.export.export(module, args, kwargs, dynamic_shapes=specs, strict=False)
+        program = _export(module, args, kwargs, specs)
     except Exception as error:
-        raise _explain(error, module) from error
+        ranges = _allowed_ranges(str(error))
+        if not ranges:
+            raise _explain(error, module) from error
+        specs = _dynamic_specs(inputs, dynamic or {}, ranges)
+        try:
+            program = _export(module, args, kwargs, specs)
+        except Exception as second:
+            raise _explain(second, module) from second
     model = from_exported_program(
         program,
         mode="train" if module.training else "eval",
@@ -99,6 +107,25 @@ def _quiet() -> Iterator[None]:
                 handler.setLevel(level)
 
 
+def _export(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], specs: dict[str, Any]
+) -> torch.export.ExportedProgram:
+    with _quiet():
+        return torch.export.export(module, args, kwargs, dynamic_shapes=specs, strict=False)
+
+
+def _allowed_ranges(error: str) -> dict[str, Any]:
+    """The narrower ranges that torch names when a model takes free sizes up to a limit only, such as 512 positions;
+    empty when it asks for anything else, such as a multiple or a fixed size."""
+    _, _, fixes = error.partition("Suggested fixes:")
+    lines = [line.strip() for line in fixes.partition("\n\n")[0].splitlines() if line.strip()]
+    found = [_RANGE.fullmatch(line) for line in lines]
+    if not all(found):
+        return {}
+    bounds = {match[1]: {key: int(match[key]) for key in ("min", "max") if match[key]} for match in found if match}
+    return {name: Dim(name, **limits) for name, limits in bounds.items()}
+
+
 def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The example inputs by parameter name, in the order torch.export wants them."""
     signature = inspect.signature(module.forward)
@@ -117,9 +144,9 @@ def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     return inputs
 
 
-def _dynamic_specs(inputs: dict[str, Any], dynamic: Mapping[str | int, Any]) -> dict[str, Any]:
+def _dynamic_specs(inputs: dict[str, Any], dynamic: Mapping[str | int, Any], dims: dict[str, Any]) -> dict[str, Any]:
+    """`dynamic` as torch.export takes it; `dims` holds the sizes that already have a range, by name."""
     names = list(inputs)
-    dims: dict[str, Any] = {}
     by_name: dict[str, Any] = {}
     for key, spec in dynamic.items():
         name = names[key] if isinstance(key, int) and -len(names) <= key < len(names) else key
