@@ -107,11 +107,11 @@ def _mergeable(rw: Rewriter, node: Node, others: list[Layer]) -> Layer | str:
         why = rw.why_shared(tensor, node) if tensor is not None else None
         if why is not None:
             return why
-    if others:
-        ours, theirs = _traits(rw, layer), _traits(rw, others[0])
-        for name, value in ours.items():
-            if value != theirs[name]:
-                return f"its {name} is {value}, that of '{others[0].call.name}' {theirs[name]}"
+    for other in others:
+        theirs = _traits(rw, other)
+        for name, value in _traits(rw, layer).items():
+            if value != theirs.get(name, value):
+                return f"its {name} is {value}, that of '{other.call.name}' {theirs[name]}"
     return _why_in_one_piece(node) or layer
 
 
