@@ -39,6 +39,7 @@ class Shapes:
         self.mode = mode or FakeTensorMode(shape_env=ShapeEnv())
         self.names: dict[sympy.Symbol, str] = dict(names or {})
         self._seen: dict[Hashable, Any] = {}
+        self._refused: dict[Hashable, str] = {}
 
     @property
     def env(self) -> ShapeEnv:
@@ -90,8 +91,14 @@ class Shapes:
             ShapeError: when the operator refuses the inputs, or fixes a symbolic size.
         """
         key = self.key(node)
+        if key in self._refused:
+            raise ShapeError(self._refused[key])
         if key not in self._seen:
-            self._seen[key] = self._run(node)
+            try:
+                self._seen[key] = self._run(node)
+            except ShapeError as error:
+                self._refused[key] = error.what
+                raise
         return self._seen[key]
 
     def _run(self, node: fx.Node) -> Any:
@@ -119,6 +126,8 @@ class Shapes:
     def name(self, size: object) -> str:
         """A size, or an expression over sizes, in the signature's names."""
         expr = size.node.expr if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) else size
+        if isinstance(expr, sympy.Symbol):
+            return self.names.get(expr, str(expr))
         if isinstance(expr, sympy.Basic):
             renamed = expr.subs({symbol: sympy.Symbol(name) for symbol, name in self.names.items()})
             return str(renamed).replace(" ", "")

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from graphopt.ops import argument, arguments, lookup, shape
 from graphopt.passes._facts import Facts, is_written
-from graphopt.passes._reindexing import COPIES, RESHAPES, SPLITS, name_of, permutation
+from graphopt.passes._reindexing import COPIES, RESHAPES, SPLITS, is_reshape, name_of, permutation
 from graphopt.rewriter import Node
 
 __all__ = ["Verdict", "identity"]
@@ -44,6 +44,10 @@ def _always(node: Node, facts: Facts) -> Verdict:
 def _same_shape(node: Node, facts: Facts) -> Verdict:
     """Operators that cannot return as many elements in the same axes without returning all in order."""
     return source(node) if shape(node) == shape(source(node)) else None
+
+
+def _reshape(node: Node, facts: Facts) -> Verdict:
+    return source(node) if is_reshape(node) and shape(node) == shape(source(node)) else None
 
 
 def _permutation(node: Node) -> Verdict:
@@ -218,7 +222,7 @@ def _of(rule: Rule, names: str) -> dict[str, Rule]:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(RESHAPES, _same_shape),
+    **dict.fromkeys(RESHAPES, _reshape),
     **dict.fromkeys(COPIES, _copy),
     **_of(_same_shape, "expand expand_as broadcast_to slice.Tensor narrow repeat tile repeat_interleave.self_int"),
     **_of(_same_shape, "pixel_shuffle pixel_unshuffle atleast_1d atleast_2d atleast_3d"),

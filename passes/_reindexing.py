@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-from graphopt.ops import argument, rank
+import torch
+
+from graphopt.ops import argument
 from graphopt.rewriter import Node
 
-__all__ = ["COPIES", "RESHAPES", "SPLITS", "name_of", "overloads", "permutation"]
+__all__ = ["COPIES", "RESHAPES", "SPLITS", "is_reshape", "name_of", "overloads", "permutation"]
 
 
 def overloads(names: str) -> frozenset[str]:
@@ -23,6 +26,8 @@ RESHAPES = overloads(
 )
 """Overloads that keep the elements in row-major order and change the axes."""
 
+SQUEEZES = overloads("squeeze squeeze.dim squeeze.dims")
+
 COPIES = overloads("contiguous clone alias alias_copy lift_fresh_copy")
 """Overloads that return their input, stored elsewhere or in another order."""
 
@@ -35,18 +40,34 @@ SPLITS = overloads(
 
 def name_of(node: Node) -> str:
     """`slice.Tensor` for a call of `aten.slice.Tensor`, `getitem` for the builtin; empty for what is no ATen call."""
-    if node.op != "call_function":
-        return ""
-    if node.target is operator.getitem:
+    return _name_of(node.target) if node.op == "call_function" else ""
+
+
+@cache
+def _name_of(target: Any) -> str:
+    if target is operator.getitem:
         return "getitem"
-    text = str(node.target)
+    text = str(target)
     return text.removeprefix("aten.") if text.startswith("aten.") else ""
+
+
+def is_reshape(node: Node) -> bool:
+    """Whether the call keeps the elements in row-major order and always has the rank it has now.
+
+    To squeeze an axis whose size is free is something else: it drops the axis whenever the size happens to be one.
+    """
+    name = name_of(node)
+    if name not in SQUEEZES:
+        return name in RESHAPES
+    size = argument(node, "self").meta["val"].shape
+    dims = argument(node, "dim", None) if name != "squeeze.default" else range(len(size))
+    return not any(isinstance(size[dim], torch.SymInt) for dim in (dims if not isinstance(dims, int) else [dims]))
 
 
 def permutation(node: Node) -> tuple[int, ...] | None:
     """For every axis of the output the axis of the input it is; None when the call permutes no axes."""
     rule = _PERMUTATIONS.get(name_of(node))
-    return None if rule is None else rule(node, rank(node))
+    return None if rule is None else rule(node, node.meta["val"].dim())
 
 
 def _permute(node: Node, axes: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ permutation reorders axes. Sizes may be symbolic: only exact division is used, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -61,21 +61,16 @@ class Renumbering:
 
     def reshaped(self, shape: Shape) -> Renumbering | None:
         """None when an axis of `shape` begins or ends inside a digit."""
-        digits = list(reversed(self.digits()))
-        axes = []
-        for size in shape:
-            axis = _take(digits, size)
-            if axis is None:
-                return None
-            axes.append(tuple(axis))
-        return None if digits else Renumbering(self.source, tuple(axes))
+        axes = _split(self.digits(), shape)
+        return None if axes is None else Renumbering(self.source, axes)
 
     def digits(self) -> tuple[Digit, ...]:
         """All digits in order, joined as far as they count on."""
-        return _joined(digit for axis in self.axes for digit in axis)
+        return _joined(tuple(digit for axis in self.axes for digit in axis))
 
 
-def _joined(digits: Iterable[Digit]) -> tuple[Digit, ...]:
+@lru_cache(maxsize=65536)
+def _joined(digits: tuple[Digit, ...]) -> tuple[Digit, ...]:
     joined: list[Digit] = []
     for size, stride in digits:
         if joined and joined[-1][1] == _product(size, stride):
@@ -93,6 +88,18 @@ def _row_major(shape: Shape) -> list[tuple[Digit, ...]]:
         axes.append(() if size == 1 else ((size, stride),))
         stride = _product(stride, size)
     return axes[::-1]
+
+
+@lru_cache(maxsize=65536)
+def _split(digits: tuple[Digit, ...], shape: Shape) -> tuple[tuple[Digit, ...], ...] | None:
+    left = list(reversed(digits))
+    axes = []
+    for size in shape:
+        axis = _take(left, size)
+        if axis is None:
+            return None
+        axes.append(tuple(axis))
+    return None if left else tuple(axes)
 
 
 def _take(digits: list[Digit], size: Size) -> list[Digit] | None:
@@ -136,6 +143,7 @@ class Plan:
         return self.calls + (self.order is not None)
 
 
+@lru_cache(maxsize=65536)
 def plan(what: Renumbering) -> Plan | None:
     """The cheapest calls that do `what`; None when symbolic strides cannot be followed."""
     target = what.shape

@@ -12,7 +12,7 @@ from graphopt.ops import Size, argument, arguments, lookup, rank, shape
 from graphopt.ops.sizes import to_size
 from graphopt.passes._facts import is_written
 from graphopt.passes._layout import relax_views
-from graphopt.passes._reindexing import COPIES, RESHAPES, name_of, overloads, permutation
+from graphopt.passes._reindexing import COPIES, is_reshape, name_of, overloads, permutation
 from graphopt.passes._renumbering import Plan, Renumbering, plan
 from graphopt.printer import operator_name
 from graphopt.rewriter import Node, Rewriter
@@ -22,8 +22,8 @@ __all__ = ["SimplifyShapes"]
 
 aten = torch.ops.aten
 
-LONGEST = 32
-"""Calls of a chain that are looked at together; a longer chain is shortened piece by piece."""
+LONGEST = 12
+"""Calls of a chain that are replaced together; a longer chain is shortened piece by piece."""
 
 EXPANSIONS = overloads("expand expand_as broadcast_to")
 JOINS = overloads("cat concat concatenate")
@@ -51,7 +51,8 @@ class SimplifyShapes(Pass):
         Values in between that others use stay and are passed by. Symbolic sizes are divided only where the division
         is exact as an expression; of several symbolic sizes each has to be computed somewhere before. Left alone,
         with the reason: chains in front of unknown operators, which may rely on strides, chains whose sizes nothing
-        computes, and outputs that would become a tensor of the model itself. Axes of size zero end a chain.
+        computes, and outputs that would become a tensor of the model itself. Axes of size zero end a chain, and so
+        does squeezing an axis of free size, which drops the axis when the size happens to be one.
 
     Safety:
         Exact: elements move, none is computed. Every call made is a `reshape`, never a `view`; a `view` further down
@@ -77,28 +78,39 @@ class SimplifyShapes(Pass):
     name: ClassVar[str] = "simplify-shapes"
 
     def run(self, rw: Rewriter) -> None:
-        """Walk in order; a chain is dealt with at its end."""
-        sizes = _Sizes()
-        for node in rw.find():
-            sizes.visit(node)
-            if _is_link(node):
-                if not _goes_on(node):
-                    _shorten(rw, node, sizes)
-            elif name_of(node) in EXPANSIONS:
-                _join_expansions(rw, node, sizes)
-            elif name_of(node) == "slice.Tensor":
-                _join_slices(rw, node)
-            elif name_of(node) in JOINS:
-                _join_joins(rw, node)
+        """Walk until nothing changes: one chain that is shortened may leave a value of another to that one alone."""
+        edits = -1
+        while len(rw.edits) > edits and not rw.exhausted:
+            edits = len(rw.edits)
+            notes = _Notes()
+            for node in rw.find():
+                notes.visit(node)
+                _simplify(rw, node, notes)
+        for node, reason in notes.refused.items():
+            rw.skip(node, reason)
         if rw.changed:
             relax_views(rw)
 
 
+def _simplify(rw: Rewriter, node: Node, notes: _Notes) -> None:
+    """A chain is dealt with at its end."""
+    if _is_link(node):
+        if not _goes_on(node):
+            _shorten(rw, node, notes)
+    elif name_of(node) in EXPANSIONS:
+        _join_expansions(rw, node, notes)
+    elif name_of(node) == "slice.Tensor":
+        _join_slices(rw, node, notes)
+    elif name_of(node) in JOINS:
+        _join_joins(rw, node)
+
+
 @dataclass
-class _Sizes:
-    """Which operator computes a symbolic size."""
+class _Notes:
+    """Of one walk: which operator computes a symbolic size, and which nodes were left alone, and why."""
 
     computed: dict[Size, Node] = field(default_factory=dict)
+    refused: dict[Node, str] = field(default_factory=dict)
 
     def visit(self, node: Node) -> None:
         value = node.meta.get("val")
@@ -114,7 +126,7 @@ class _Sizes:
         known = self.computed.get(size)
         return None if known is None or known._erased else known
 
-    def reshape(self, shape: tuple[Size, ...]) -> list[Any] | None:
+    def sizes(self, shape: tuple[Size, ...]) -> list[Any] | None:
         """A shape as an argument of reshape. A single free size is -1: what is left of a size of zero is zero."""
         if sum(not isinstance(size, int) for size in shape) == 1:
             return [size if isinstance(size, int) else -1 for size in shape]
@@ -126,8 +138,7 @@ class _Sizes:
 
 
 def _is_link(node: Node) -> bool:
-    name = name_of(node)
-    if name not in RESHAPES and name not in COPIES and permutation(node) is None:
+    if not is_reshape(node) and name_of(node) not in COPIES and permutation(node) is None:
         return False
     if not isinstance(node.meta.get("val"), FakeTensor) or 0 in shape(node):
         return False
@@ -145,57 +156,69 @@ def _goes_on(node: Node) -> bool:
     return len(node.users) == 1 and _is_link(next(iter(node.users)))
 
 
-def _shorten(rw: Rewriter, end: Node, sizes: _Sizes) -> None:
-    """Shorten the chain that ends at `end` until neither it nor a beginning of it gets cheaper."""
-    at: Node | None = end
-    while at is not None and not rw.exhausted:
-        new = _shorten_once(rw, at, sizes)
-        if new is not None:
-            end = at = new if at is end else end
-            if not _is_link(at):
-                return
+def _shorten(rw: Rewriter, end: Node, notes: _Notes) -> None:
+    """Replace stretches of the chain that ends at `end` by cheaper ones until there is none."""
+    chain, refused = _chain(end), set[tuple[Node, Node]]()
+    start = 0
+    while start < len(chain) and not rw.exhausted:
+        stretch = _cheaper(chain, start, refused)
+        if stretch is None:
+            start += 1
             continue
-        before = _source(at)
-        at = before if _is_link(before) and _goes_on(before) else None
+        stop, found = stretch
+        last = chain[stop]
+        made = _rebuild(rw, _source(chain[start]), last, found, stop + 1 - start, notes)
+        if made is None:
+            refused.add((chain[start], last))
+        else:
+            chain[start : stop + 1] = made
+            start = max(start - LONGEST, 0)
 
 
-def _shorten_once(rw: Rewriter, end: Node, sizes: _Sizes) -> Node | None:
-    """Replace the longest stretch up to `end` that has a cheaper form; the node that computes it now, or None."""
-    chain = [end]
-    while len(chain) < LONGEST and _is_link(_source(chain[-1])):
+def _chain(end: Node) -> list[Node]:
+    """The links up to `end`, first one first. Behind a value that others use too, only as many as one stretch has."""
+    chain, spare = [end], LONGEST
+    while spare and _is_link(_source(chain[-1])):
         chain.append(_source(chain[-1]))
-    saved, given_up = [], 0
-    alone = True
-    for link in chain:
-        alone = alone and (link is end or len(link.users) == 1)
-        given_up += _cost(link) if alone else 0
-        saved.append(given_up)
-    for start in range(len(chain) - 1, -1, -1):
-        what = _renumbering(chain[start::-1])
-        found = plan(what) if what is not None else None
-        if found is not None and found.cost < saved[start]:
-            return _rebuild(rw, _source(chain[start]), end, found, start + 1, sizes)
-    return None
+        spare -= spare < LONGEST or len(chain[-1].users) > 1
+    return chain[::-1]
 
 
-def _cost(link: Node) -> int:
-    return 1 if permutation(link) is None else 2
+def _cheaper(chain: list[Node], start: int, refused: set[tuple[Node, Node]]) -> tuple[int, Plan] | None:
+    """Where the stretch from `start` with the largest gain stops, and what does the same."""
+    best: tuple[int, Plan] | None = None
+    most = 0
+    what = Renumbering.identity(shape(_source(chain[start])))
+    for stop in range(start, min(start + LONGEST, len(chain))):
+        longer = _followed(what, chain[stop])
+        if longer is None:
+            break
+        what = longer
+        found = plan(what)
+        gain = _given_up(chain[start : stop + 1]) - found.cost if found is not None else 0
+        if found is not None and gain > 0 and gain >= most and (chain[start], chain[stop]) not in refused:
+            best, most = (stop, found), gain
+    return best
 
 
-def _renumbering(links: list[Node]) -> Renumbering | None:
-    what: Renumbering | None = Renumbering.identity(shape(_source(links[0])))
-    for link in links:
-        if what is None:
-            return None
-        order = permutation(link)
-        if order is not None:
-            what = what.permuted(order)
-        elif name_of(link) in RESHAPES:
-            what = what.reshaped(shape(link))
-    return what
+def _given_up(stretch: list[Node]) -> int:
+    """The cost of the calls that go when the last of them is replaced: those before it that nothing else uses."""
+    cost = 0
+    for link in reversed(stretch):
+        if link is not stretch[-1] and len(link.users) > 1:
+            break
+        cost += 1 if permutation(link) is None else 2
+    return cost
 
 
-def _rebuild(rw: Rewriter, source: Node, end: Node, found: Plan, count: int, sizes: _Sizes) -> Node | None:
+def _followed(what: Renumbering, link: Node) -> Renumbering | None:
+    order = permutation(link)
+    if order is not None:
+        return what.permuted(order)
+    return what if name_of(link) in COPIES else what.reshaped(shape(link))
+
+
+def _rebuild(rw: Rewriter, source: Node, end: Node, found: Plan, count: int, notes: _Notes) -> list[Node] | None:
     """Put the calls of `found` in place of `end`; None, and the reason noted, where that cannot be."""
     reason = _why_not(source, end, found)
     made: list[Node] = []
@@ -207,7 +230,7 @@ def _rebuild(rw: Rewriter, source: Node, end: Node, found: Plan, count: int, siz
     ):
         if sized is None or reason is not None:
             continue
-        written = sizes.reshape(sized)
+        written = notes.sizes(sized)
         if written is None:
             reason = f"nothing computes the free sizes of {_text(sized, rw)}"
             continue
@@ -222,10 +245,10 @@ def _rebuild(rw: Rewriter, source: Node, end: Node, found: Plan, count: int, siz
     if reason is not None:
         for node in reversed(made):
             rw.discard(node)
-        rw.skip(end, reason)
+        notes.refused[end] = reason
         return None
     rw.replace(end, value, f"calls that rearrange '{source.name}': {count} before, {found.calls} now")
-    return value
+    return made
 
 
 def _why_not(source: Node, end: Node, found: Plan) -> str | None:
@@ -251,28 +274,28 @@ def _inner(node: Node, value: Any, names: frozenset[str]) -> Node | None:
     return value
 
 
-def _join_expansions(rw: Rewriter, node: Node, sizes: _Sizes) -> None:
+def _join_expansions(rw: Rewriter, node: Node, notes: _Notes) -> None:
     inner = _inner(node, _source(node), EXPANSIONS)
     if inner is None:
         return
     source, target = shape(_source(inner)), shape(node)
     padded = (None,) * (len(target) - len(source)) + source
-    written = [-1 if old == new else sizes.written(new) for old, new in zip(padded, target, strict=True)]
+    written = [-1 if old == new else notes.written(new) for old, new in zip(padded, target, strict=True)]
     if None in written:
-        rw.skip(node, f"nothing computes the free sizes of {_text(target, rw)}")
+        notes.refused[node] = f"nothing computes the free sizes of {_text(target, rw)}"
         return
     call = rw.call(aten.expand.default, _source(inner), written, before=node, like=node)
     rw.replace(node, call, "an expansion of an expansion")
 
 
-def _join_slices(rw: Rewriter, node: Node) -> None:
+def _join_slices(rw: Rewriter, node: Node, notes: _Notes) -> None:
     inner = _inner(node, _source(node), frozenset(("slice.Tensor",)))
     if inner is None or argument(inner, "dim") % rank(node) != argument(node, "dim") % rank(node):
         return
     dim = argument(node, "dim") % rank(node)
     first, second, length = _range(inner, dim), _range(node, dim), shape(node)[dim]
     if first is None or second is None or not isinstance(length, int) or length == 0:
-        rw.skip(node, "a slice of a slice whose bounds are no numbers")
+        notes.refused[node] = "a slice of a slice whose bounds are no numbers"
         return
     start, step = first[0] + second[0] * first[1], first[1] * second[1]
     end = start + (length - 1) * step + 1
