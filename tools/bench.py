@@ -118,8 +118,9 @@ def _models(
     skipped: list[dict[str, str]],
 ) -> list[Contender]:
     """The model made ready in every system; the first runs the result of the pipeline, the others the model itself."""
-    from graphopt.sample import sample_inputs
-    from graphopt.tools.pipelines import apply, parse
+    with working("starting"):
+        from graphopt.sample import sample_inputs
+        from graphopt.tools.pipelines import apply, parse
 
     steps = parse(pipeline)
     model = read_model(source)

@@ -33,7 +33,8 @@ def build(
 
     check_output(output, ours="manifest.json")
     machine, compiler = Target.parse(target), get_backend(backend)()
-    from graphopt.tools.pipelines import apply, parse
+    with working("starting"):
+        from graphopt.tools.pipelines import apply, parse
 
     steps = parse(pipeline)
     model, reports = apply(read_model(source), steps)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphopt.tools.console import counted, data, emit_json
+from graphopt.tools.console import counted, data, emit_json, working
 from graphopt.tools.sources import AsJson, PipelineText, Source, read_model
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show every edit and every miss of a pipeline with its reason, folded and counted. Writes nothing."""
-    from graphopt.tools.pipelines import apply, parse, report_to_json, summarize
+    with working("starting"):
+        from graphopt.tools.pipelines import apply, parse, report_to_json, summarize
 
     steps = parse(pipeline)
     _, reports = apply(read_model(source), steps)

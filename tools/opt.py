@@ -56,8 +56,9 @@ def opt(
     check_output(output, ours="model.json" if output.suffix == ".gopt" else None)
     if repro is not None:
         check_output(repro, ours="repro.json")
-    from graphopt.tools.arrays import read_batch
-    from graphopt.tools.pipelines import apply, parse
+    with working("starting"):
+        from graphopt.tools.arrays import read_batch
+        from graphopt.tools.pipelines import apply, parse
 
     steps = parse(pipeline)
     instruments, timing = _instruments(print_after, dump_after, time)

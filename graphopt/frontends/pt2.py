@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 import zipfile
@@ -59,9 +60,11 @@ def load_pt2(path: Path) -> Model:
 
 def save_pt2(model: Model, path: Path) -> None:
     """Write `model` as an exported program."""
-    program = to_exported_program(model)
+    # Through memory: on a full disk torch's own file writer fails again in its destructor, which ends the process.
+    buffer = io.BytesIO()
+    torch.export.save(to_exported_program(model), buffer)
     with write_whole(path) as scratch:
-        torch.export.save(program, scratch)
+        scratch.write_bytes(buffer.getbuffer())
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.main import get_command
 
 import graphopt as go
 from graphopt.analysis.cost import cost
@@ -20,6 +21,7 @@ from graphopt.errors import GraphoptError
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
 from graphopt.registry import get_pass, pass_names
 from graphopt.tools import bench, console, rivals, sources
+from graphopt.tools.main import app
 from graphopt.tools.passes import outline
 from tests.tools.command import NETS, graphopt, output, refused
 
@@ -318,3 +320,15 @@ def test_the_console_script_is_installed() -> None:
     assert script is not None
     done = subprocess.run([script, "--version"], capture_output=True, text=True)
     assert done.stdout == f"graphopt {go.__version__}\n"
+
+
+def test_the_manual_has_every_command_and_option() -> None:
+    manual = (ROOT / "docs" / "cli.md").read_text()
+    for name, command in get_command(app).commands.items():
+        section = manual.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        assert f"    graphopt {name}" in section, name
+        options = [
+            word for param in command.params for word in (*param.opts, *param.secondary_opts) if word[:2] == "--"
+        ]
+        missing = [word for word in options if word not in ("--json", "--help") and f"`{word}" not in section]
+        assert not missing, f"{name}: {missing}"
