@@ -257,12 +257,13 @@ def _why_not(rw: Rewriter, change: _Change, affine: Affine) -> str | None:
         return f"'{layer.call.name}' computes in {old.dtype}, '{affine.node.name}' in {dtype}"
     if change.bias is not None and layer.bias_name is None:
         return f"'{layer.call.name}' takes no bias"
-    for node, new in ((layer.weight, change.weight), (layer.bias, change.bias)):
+    changes = ((layer.weight, layer.reader, change.weight), (layer.bias, layer.call, change.bias))
+    for node, reader, new in changes:
         if new is None:
             continue
         if not bool(torch.isfinite(new.to(dtype)).all()):
             return f"the folded tensors of '{layer.call.name}' would not be finite in {dtype}"
-        why = _why_fixed(rw, node, layer.call, new) if node is not None else None
+        why = _why_fixed(rw, node, reader, new) if node is not None else None
         if why is not None:
             return why
     return None

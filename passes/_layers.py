@@ -19,6 +19,7 @@ __all__ = ["Layer", "read_layer", "scaled", "summed"]
 aten = torch.ops.aten
 
 _ROLES = {"placeholder": "an input", "output": "the output", "get_attr": "a stored tensor"}
+_BOTH_AXES = ({0, 1}, {-1, -2}, {0, -1}, {1, -2})
 CONVOLUTIONS = (aten.convolution.default, aten._convolution.default)
 
 
@@ -27,13 +28,15 @@ class Layer:
     """One layer: `y = beta * bias + alpha * (x @ weight)`, the product being a convolution too.
 
     `input_axis` and `output_axis` are the channel axes of x and y, never negative; `weight_in` and `weight_out`
-    (0 or 1) the weight's. `window` is the number of convolved axes, 0 of a matrix. The names are the schema's;
-    `bias_name` is None for an operator that takes no bias.
+    (0 or 1) the stored weight's. `reader` is what reads that: the call, or a transposition in between. `window` is the
+    number of convolved axes, 0 of a matrix. The names are the schema's; `bias_name` is None for an operator that takes
+    no bias.
     """
 
     call: Node
     input: Node
     weight: Node
+    reader: Node
     bias: Node | None
     input_axis: int
     output_axis: int
@@ -126,11 +129,13 @@ def _describe(rw: Rewriter, call: Node) -> Layer | None:
 def _contracted(rw: Rewriter, call: Node, axis: int, weight_axes: tuple[int, int], window: int) -> Layer:
     """A linear layer or a convolution; both channel axes are `axis`, counted from the end."""
     rank = rw.fake(call).dim()
-    weight_out, weight_in = weight_axes
+    weight, reader = _stored_weight(argument(call, "weight"), call)
+    weight_out, weight_in = weight_axes if reader is call else weight_axes[::-1]
     return Layer(
         call=call,
         input=argument(call, "input"),
-        weight=argument(call, "weight"),
+        weight=weight,
+        reader=reader,
         bias=argument(call, "bias"),
         input_axis=axis % rank,
         output_axis=axis % rank,
@@ -143,21 +148,35 @@ def _contracted(rw: Rewriter, call: Node, axis: int, weight_axes: tuple[int, int
     )
 
 
+def _stored_weight(weight: Node, call: Node) -> tuple[Node, Node]:
+    """The tensor behind a matrix that is transposed for `call` alone, and its reader; else both as they are."""
+    swaps = weight.op == "call_function" and (
+        weight.target is aten.t.default
+        or (weight.target is aten.transpose.int and {argument(weight, "dim0"), argument(weight, "dim1")} in _BOTH_AXES)
+        or (weight.target is aten.permute.default and list(argument(weight, "dims")) == [1, 0])
+    )
+    if swaps and list(weight.users) == [call]:
+        return argument(weight, "self"), weight
+    return weight, call
+
+
 def _matrix(rw: Rewriter, call: Node, input_name: str, weight_name: str, bias_name: str | None) -> Layer | None:
     """A product with a weight [in, out]."""
     alpha, beta = (argument(call, name) if bias_name else 1 for name in ("alpha", "beta"))
     if not isinstance(alpha, int | float) or not isinstance(beta, int | float):
         return None
     last = rw.fake(call).dim() - 1
+    weight, reader = _stored_weight(argument(call, weight_name), call)
     return Layer(
         call=call,
         input=argument(call, input_name),
-        weight=argument(call, weight_name),
+        weight=weight,
+        reader=reader,
         bias=argument(call, bias_name) if bias_name else None,
         input_axis=last,
         output_axis=last,
-        weight_in=0,
-        weight_out=1,
+        weight_in=0 if reader is call else 1,
+        weight_out=1 if reader is call else 0,
         window=0,
         groups=1,
         input_name=input_name,

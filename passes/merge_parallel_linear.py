@@ -103,8 +103,8 @@ def _mergeable(rw: Rewriter, node: Node, others: list[Layer]) -> Layer | str:
     layer = read_layer(rw, node)
     if isinstance(layer, str):
         return layer
-    for tensor in (layer.weight, layer.bias):
-        why = rw.why_shared(tensor, node) if tensor is not None else None
+    for tensor, reader in ((layer.weight, layer.reader), (layer.bias, node)):
+        why = rw.why_shared(tensor, reader) if tensor is not None else None
         if why is not None:
             return why
     for other in others:
@@ -152,12 +152,16 @@ def _join(rw: Rewriter, layers: list[Layer]) -> None:
     biases = [layer.bias for layer in layers]
     bias = _joined(rw, f"{path}.bias", biases, layers) if any(biases) else None
     merged = rw.call(aten.linear.default, layers[0].input, weight, bias, before=first, like=first)
-    sizes = [rw.params[str(layer.weight.target)].shape[0] for layer in layers]
+    sizes = [_outputs(rw, layer) for layer in layers]
     pieces = rw.call(aten.split_with_sizes.default, merged, sizes, -1, before=first, like=first)
     # All are made before any is used: the first replacement erases the node they are put in front of.
     outputs = [rw.call(operator.getitem, pieces, i, before=first, like=layer.call) for i, layer in enumerate(layers)]
     for layer, output in zip(layers, outputs, strict=True):
         rw.replace(layer.call, output, why)
+
+
+def _outputs(rw: Rewriter, layer: Layer) -> int:
+    return int(rw.params[str(layer.weight.target)].shape[layer.weight_out])
 
 
 def _joined(rw: Rewriter, name: str, nodes: list[Node | None], layers: list[Layer]) -> Node:
@@ -166,11 +170,12 @@ def _joined(rw: Rewriter, name: str, nodes: list[Node | None], layers: list[Laye
     like = rw.params[str(given[0].target)].detach()
     parts, masks = [], []
     for node, layer in zip(nodes, layers, strict=True):
-        outputs = rw.params[str(layer.weight.target)].shape[0]
-        part = rw.params[str(node.target)].detach() if node is not None else like.new_zeros(outputs)
+        part = rw.params[str(node.target)].detach() if node is not None else like.new_zeros(_outputs(rw, layer))
         mask = rw.params.masks.get(str(node.target)) if node is not None else None
-        parts.append(part)
-        masks.append(mask if mask is not None else torch.zeros_like(part, dtype=torch.bool))
+        mask = mask if mask is not None else torch.zeros_like(part, dtype=torch.bool)
+        turned = part.ndim == 2 and layer.weight_out == 1
+        parts.append(part.t() if turned else part)
+        masks.append(mask.t() if turned else mask)
     source = str(given[0].target)
     kind, value = rw.params.kind(source), torch.cat(parts)
     if kind is ParamKind.PARAMETER:

@@ -222,3 +222,15 @@ def test_one_percent_on_one_weight_would_be_noticed() -> None:
     weight.view(-1)[weight.abs().argmax()] *= 1.01
     after.params.set("a_b_c.weight", weight)
     assert errors_at(net, after, batch()) > 1e-5
+
+
+def test_weights_that_are_stored_transposed_are_turned() -> None:
+    def turned(net: nn.Module, x: Tensor) -> Tensor:
+        b = F.linear(x, net.b.weight.t(), net.b.bias)
+        return net.a(x).relu().sum(-1) + b.tanh().sum(-1) + net.c(x).sigmoid().sum(-1)
+
+    net = Parallel(turned)
+    net.b.weight = nn.Parameter(torch.randn(6, 4))
+    _, after, report = apply(net.eval(), batch(), PASS)
+    assert len(report.edits) == 3 and not report.misses and operators(after).count("linear") == 1
+    assert errors_at(net, after, batch()) <= 1e-6
