@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,27 @@ from graphopt.printer import operator_name
 from graphopt.transform import Report
 from tests.compare import relative_error
 
-__all__ = ["apply", "errors_at", "gradients", "operators", "reasons"]
+__all__ = ["Net", "apply", "errors_at", "gradients", "operators", "reasons"]
+
+
+class Net(nn.Module):
+    """A net in eval mode whose forward is the given function of itself and the input.
+
+    Members are submodules, parameters, or tensors, which become buffers that are not in the state dict.
+    """
+
+    def __init__(self, forward: Callable[..., Any], **members: Any) -> None:
+        super().__init__()
+        self.function = forward
+        for name, member in members.items():
+            if isinstance(member, torch.Tensor) and not isinstance(member, nn.Parameter):
+                self.register_buffer(name, member, persistent=False)
+            else:
+                setattr(self, name, member)
+        self.eval()
+
+    def forward(self, x: Any) -> Any:
+        return self.function(self, x)
 
 
 def apply(
