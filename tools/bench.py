@@ -12,6 +12,7 @@ import typer
 from graphopt.backend import Timing, backend_names, build, load_artifact
 from graphopt.errors import GraphoptError, UsageError
 from graphopt.names import nearest
+from graphopt.target import Target
 from graphopt.tools.console import emit_json, say, show_table, working
 from graphopt.tools.sources import AsJson, BackendName, PipelineText, Threads, is_bundle, parse_sizes, read_model
 
@@ -119,9 +120,13 @@ def _models(
 ) -> list[Contender]:
     """The model made ready in every system; the first runs the result of the pipeline, the others the model itself."""
     with working("starting"):
+        import torch
+
         from graphopt.sample import sample_inputs
         from graphopt.tools.pipelines import apply, parse
 
+    # Switching between two numbers of threads around every call would cost more than the call.
+    torch.set_num_threads(threads or Target.parse("cpu").cores)
     steps = parse(pipeline)
     model = read_model(source)
     inputs = sample_inputs(model, sizes=_sizes(source, model.signature, batch, sizes))
@@ -148,7 +153,6 @@ def _prepared(source: str, system: str, model: Model, threads: int | None, input
     if system in backend_names():
         run = build(model, backend=system, threads=threads).run
     else:
-        from graphopt.target import Target
         from graphopt.tools.rivals import is_installed, prepare
 
         if not is_installed(system):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,7 +24,9 @@ _SHOWN = 4
 def explain(
     source: Source,
     pipeline: PipelineText = "exact",
-    every: Annotated[bool, typer.Option("--all", help="Name every node instead of the first few.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Name every node, with its own reason, instead of the first few.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show every edit and every miss of a pipeline with its reason, folded and counted. Writes nothing."""
@@ -39,42 +43,67 @@ def explain(
         )
         return
     for summary in summaries:
-        _show(summary, None if every else _SHOWN)
+        _show(summary, every=every)
 
 
 def _to_json(summary: PassSummary) -> dict[str, Any]:
     return {
         "pass": summary.text,
         "runs": summary.runs,
-        "edits": [{"reason": reason, "count": len(nodes), "nodes": nodes} for reason, nodes in _edits(summary)],
-        "misses": [{"reason": reason, "count": len(nodes), "nodes": nodes} for reason, nodes in _misses(summary)],
+        "edits": [group.to_json() for group in _edits(summary)],
+        "misses": [group.to_json() for group in _misses(summary)],
     }
 
 
-def _show(summary: PassSummary, shown: int | None) -> None:
+def _show(summary: PassSummary, *, every: bool) -> None:
     data(f"{summary.text}: {counted(len(summary.edits), 'edit')}, {counted(len(summary.misses), 'miss')}")
     for mark, groups in (("+", _edits(summary)), ("-", _misses(summary))):
-        for reason, nodes in groups:
-            data(f"  {mark} {len(nodes)} x {reason}")
-            data(f"      {_named(nodes, shown)}")
+        for group in groups:
+            data(f"  {mark} {len(group.nodes)} x {group.reason}")
+            for line in group.lines(every=every):
+                data(f"      {line}")
 
 
-def _edits(summary: PassSummary) -> list[tuple[str, list[str]]]:
+@dataclass(frozen=True)
+class _Group:
+    """Nodes with one reason, or with reasons that differ only in the names they quote."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+    @property
+    def nodes(self) -> list[str]:
+        return [node for _, node in self.pairs]
+
+    @property
+    def reason(self) -> str:
+        """The reason, quoted names that differ written as `'*'`."""
+        first = self.pairs[0][0]
+        return first if all(reason == first for reason, _ in self.pairs) else _without_names(first)
+
+    def lines(self, *, every: bool) -> list[str]:
+        if every:
+            return [node if reason == self.reason else f"{node}: {reason}" for reason, node in self.pairs]
+        rest = len(self.pairs) - _SHOWN
+        return [", ".join(self.nodes[:_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"reason": self.reason, "count": len(self.pairs), "nodes": self.nodes}
+
+
+def _edits(summary: PassSummary) -> list[_Group]:
     return _grouped((f"{edit.kind.value}: {edit.why}", edit.node) for edit in summary.edits)
 
 
-def _misses(summary: PassSummary) -> list[tuple[str, list[str]]]:
+def _misses(summary: PassSummary) -> list[_Group]:
     return _grouped((miss.reason, miss.node) for miss in summary.misses)
 
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    groups: dict[str, list[str]] = {}
+def _grouped(pairs: Iterable[tuple[str, str]]) -> list[_Group]:
+    groups: dict[str, list[tuple[str, str]]] = {}
     for reason, node in pairs:
-        groups.setdefault(reason, []).append(node)
-    return sorted(groups.items(), key=lambda group: -len(group[1]))
+        groups.setdefault(_without_names(reason), []).append((reason, node))
+    return sorted((_Group(tuple(group)) for group in groups.values()), key=lambda group: -len(group.pairs))
 
 
-def _named(nodes: Sequence[str], shown: int | None) -> str:
-    if shown is None or len(nodes) <= shown:
-        return ", ".join(nodes)
-    return f"{', '.join(nodes[:shown])} and {len(nodes) - shown:,} more"
+def _without_names(reason: str) -> str:
+    return re.sub(r"'[^']*'", "'*'", reason)

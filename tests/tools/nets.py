@@ -17,6 +17,11 @@ def small() -> tuple[Any, ...]:
     return nn.Sequential(*body).eval(), (torch.randn(2, 3, 8, 8),), {0: {0: "batch"}}
 
 
+def norms() -> tuple[Any, ...]:
+    body = [layer for _ in range(3) for layer in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())]
+    return nn.Sequential(*body).eval(), (torch.randn(2, 3, 4, 4),)
+
+
 class Branch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.sum() > 0:

@@ -154,6 +154,13 @@ def test_explain_folds_reasons_and_counts_them(model_file: Path) -> None:
     )
 
 
+def test_explain_folds_reasons_that_differ_in_names() -> None:
+    shown = graphopt("explain", f"{NETS}:norms", "-p", "fold-batch-norm")
+    assert "  + 3 x replace: folded into '*'\n      batch_norm, batch_norm_1, batch_norm_2\n" in shown.stdout
+    shown = graphopt("explain", f"{NETS}:norms", "-p", "fold-batch-norm", "--all")
+    assert "      batch_norm_1: replace: folded into 'conv2d_1'\n" in shown.stdout
+
+
 def test_passes_read_without_import_are_what_they_are() -> None:
     found = output("passes")
     assert [row["name"] for row in found["passes"]] == pass_names() and "exact" in found["presets"]
