@@ -233,7 +233,7 @@ def _show(contenders: list[Contender]) -> None:
                 contender.source,
                 contender.system,
                 *spread,
-                f"{timing.median / first:.2f}",
+                f"{timing.median / first:.3g}",
                 f"{contender.preparation:.1f}",
                 error,
             )
