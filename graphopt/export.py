@@ -107,15 +107,46 @@ def to_exported_program(model: Model) -> ExportedProgram:
     args, kwargs = pytree.tree_unflatten(leaves, model.in_spec)
     dynamic = pytree.tree_unflatten(specs, model.in_spec)
     names = list(model.graph._codegen.pytree_info.orig_args)  # type: ignore[attr-defined]  # set by export
-    by_name = dict(zip(names, (*dynamic[0], *dynamic[1].values()), strict=True))
+    by_name = None  # torch wants its own spelling of the structure for other containers, so none where nothing varies
+    if any(specs):
+        by_name = dict(zip(names, (*dynamic[0], *dynamic[1].values()), strict=True))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(model.module, args, kwargs, dynamic_shapes=by_name, strict=False)
+        return _export_again(model, args, kwargs, by_name)
     except Exception as error:
         raise GraphoptError(
             "torch.export refuses the graph", why=str(error).strip().splitlines()[0] if str(error) else repr(error)
         ) from error
+
+
+def _export_again(model: Model, args: Any, kwargs: Any, specs: dict[str, Any] | None) -> ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(model.module, args, kwargs, dynamic_shapes=specs, strict=False)
+        except Exception as error:
+            hints = hinted(specs) if is_unprovable(error) else None
+            if hints is None:
+                raise
+            return torch.export.export(model.module, args, kwargs, dynamic_shapes=hints, strict=False)
+
+
+def is_unprovable(error: Exception) -> bool:
+    """Whether torch has met a condition on free sizes that it can neither prove nor suggest a remedy for, such as
+    `1 % (1 + (w - 1) // 8) != 0`: the strides of intermediate tensors give rise to these."""
+    text = str(error)
+    return "Constraints violated" in text and "Suggested fixes" not in text and "Specializations" not in text
+
+
+def hinted(specs: Any) -> Any | None:
+    """`specs` with dims that torch keeps free without proving anything; None where names tie sizes to each other."""
+    dims = [leaf for leaf in pytree.tree_leaves(specs) if isinstance(leaf, Dim)]
+    if len({dim.__name__ for dim in dims}) < len(dims) or any("root" in vars(dim) for dim in dims):
+        return None
+    return pytree.tree_map(lambda d: Dim.DYNAMIC(min=d.min, max=_bound(d.max)) if isinstance(d, Dim) else d, specs)
+
+
+def _bound(size: Any) -> int | None:
+    return int(size) if bool(size < 2**40) else None
 
 
 def make_codegen(arguments: Sequence[str], in_spec: pytree.TreeSpec, out_spec: pytree.TreeSpec) -> Any:

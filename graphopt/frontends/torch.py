@@ -25,8 +25,9 @@ from torch.utils import _pytree as pytree
 
 import graphopt
 from graphopt.errors import UnsupportedError, UsageError
-from graphopt.export import from_exported_program
+from graphopt.export import from_exported_program, hinted, is_unprovable
 from graphopt.model import Model
+from graphopt.signature import Signature
 from graphopt.verify import verify
 
 __all__ = ["capture", "user_line"]
@@ -68,15 +69,17 @@ def capture(
     inputs = _bind(module, args, kwargs)
     specs = _dynamic_specs(inputs, dynamic or {}, {})
     args, kwargs = _without_ones(args, kwargs, inputs, specs)
+    hints = None
     try:
         program = _export(module, args, kwargs, specs)
     except Exception as error:
         ranges = _allowed_ranges(str(error))
-        if not ranges:
+        hints = hinted(specs) if is_unprovable(error) else None
+        if not ranges and hints is None:
             raise _explain(error, module) from error
         specs = _dynamic_specs(inputs, dynamic or {}, ranges)
         try:
-            program = _export(module, args, kwargs, specs)
+            program = _export(module, args, kwargs, specs if hints is None else hints)
         except Exception as second:
             raise _explain(second, module) from second
     model = from_exported_program(
@@ -86,8 +89,20 @@ def capture(
         input_names=input_names,
         output_names=output_names,
     )
+    if hints is not None:
+        model.signature = _with_ones(model.signature, specs)
     verify(model)
     return model
+
+
+def _with_ones(signature: Signature, specs: dict[str, Any]) -> Signature:
+    """Hints leave out the size one, which torch takes for a special case; named dims keep it, and so do these."""
+    asked = {leaf.__name__: int(leaf.min) for leaf in pytree.tree_leaves(specs) if isinstance(leaf, Dim)}
+    ranges = {
+        name: dataclasses.replace(r, min=min(asked.get(name, 2), r.min)) if r.min == 2 else r
+        for name, r in signature.ranges.items()
+    }
+    return dataclasses.replace(signature, ranges=ranges)
 
 
 @contextmanager

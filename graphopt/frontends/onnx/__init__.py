@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def load_onnx(
         UnsupportedError: an operator, opset, type or shape computation that is not handled, with the node's name.
         UsageError: `constants` or `sizes` name something that the model does not have.
     """
-    from graphopt.errors import UnsupportedError, UsageError
+    from graphopt.errors import UnsupportedError
     from graphopt.frontends.onnx.dtypes import from_numpy
     from graphopt.frontends.onnx.module import OnnxModule
     from graphopt.frontends.onnx.reader import read_file
@@ -45,23 +45,30 @@ def load_onnx(
     module = OnnxModule(graph).eval()
     names = name_dims(graph, fixed)
     inputs = run_once(module, graph, names, fixed)
-    module.drop_unused()
-    free: list[dict[int, Any]] = [
-        {axis: name for axis, name in axes.items() if name not in fixed} for axes in names
-    ]
-    ports = {"input_names": [s.name for s in graph.inputs], "output_names": list(graph.outputs)}
-    try:
-        return capture(module, inputs, dynamic=dict(enumerate(free)), **ports)
-    except UnsupportedError as error:
-        relaxed, frozen = relax(module, inputs, names, fixed)
-        if not any(free):
-            raise
-        if frozen:
-            warnings.warn(
-                f"{graph.source}: the graph fixes the dynamic dims {', '.join(frozen)}; they are fixed now",
-                stacklevel=2,
-            )
+    free: list[dict[int, Any]] = [{axis: name for axis, name in axes.items() if name not in fixed} for axes in names]
+    ports: dict[str, Any] = {"input_names": [s.name for s in graph.inputs], "output_names": list(graph.outputs)}
+    if not any(axis > 1 for axes in free for axis in axes):  # sizes of images are never free of conditions
         try:
-            return capture(module, inputs, dynamic=dict(enumerate(relaxed)), **ports)
+            return _without_unused(capture(module, inputs, dynamic=_given(free), **ports))
         except UnsupportedError:
-            raise error from None
+            if not any(free):
+                raise
+    relaxed, frozen = relax(module, inputs, names, fixed)
+    if frozen:
+        warnings.warn(
+            f"{graph.source}: the graph fixes the dynamic dims {', '.join(frozen)}; they are fixed now", stacklevel=2
+        )
+    return _without_unused(capture(module, inputs, dynamic=_given(relaxed), **ports))
+
+
+def _given(dims: Sequence[Mapping[int, Any]]) -> dict[str | int, Any]:
+    """The dims of those inputs that have dynamic ones, by position."""
+    return {position: axes for position, axes in enumerate(dims) if axes}
+
+
+def _without_unused(model: Model) -> Model:
+    """Forget the stored tensors that no operator reads: they served as shapes, or as nothing."""
+    for name in model.kept:
+        model.params.remove(name)
+    model.kept = set()
+    return model

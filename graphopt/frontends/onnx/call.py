@@ -103,10 +103,10 @@ def run(
     ]
     extra = {"outputs": _wanted_outputs(node)} if entry.counts_outputs else {}
     result = entry.function(*arguments, **node.attributes, **extra)
-    results = result if isinstance(result, tuple) else (result,)
-    if len(results) < _wanted_outputs(node):
-        raise refuse(f"its output '{node.outputs[len(results)]}' is not handled")
-    return results
+    made: tuple[Value, ...] = result if isinstance(result, tuple) else (result,)
+    if len(made) < _wanted_outputs(node):
+        raise refuse(f"its output '{node.outputs[len(made)]}' is not handled")
+    return made
 
 
 def _wanted_outputs(node: Node) -> int:
@@ -116,7 +116,7 @@ def _wanted_outputs(node: Node) -> int:
 
 def _known(value: Value | None) -> Known | None:
     if isinstance(value, Constant):
-        return value.known()
+        return value.known
     return value if isinstance(value, Known) else None
 
 
@@ -124,9 +124,7 @@ def _is_array(value: Value | None) -> bool:
     return isinstance(value, Constant) and value.tensor.ndim > 0
 
 
-def _argument(
-    name: str, value: Value | None, item: Input, load: Callable[[Constant], Tensor], *, numbers: bool
-) -> Any:
+def _argument(name: str, value: Value | None, item: Input, load: Callable[[Constant], Tensor], *, numbers: bool) -> Any:
     if value is None:
         if item.optional:
             return None
@@ -152,11 +150,11 @@ def _argument(
 
 def _number(value: Value) -> Any:
     """The number of a 0-d value that is known, unless only a tensor can hold it."""
-    if isinstance(value, Constant) and value.tensor.ndim == 0 and value.tensor.dtype is not torch.bool:
-        return value.tensor.item()
-    if isinstance(value, Known) and not value.shape and isinstance(value.numbers[0], int | float | torch.SymInt):
-        return value.numbers[0]
-    return None
+    known = _known(value)
+    if known is None or known.shape or known.dtype is torch.bool:
+        return None
+    number = known.numbers[0]
+    return number if isinstance(number, int | float | torch.SymInt) else None
 
 
 def _tensor(value: Value, load: Callable[[Constant], Tensor]) -> Tensor:
@@ -166,7 +164,7 @@ def _tensor(value: Value, load: Callable[[Constant], Tensor]) -> Tensor:
 
 
 def _not_known(item: Input, name: str) -> Refusal:
-    return refuse(
-        f"its input '{item.name}' must be known while importing, but '{name}' is computed from what is fed to the model",
-        f"if '{name}' is an input of the model, fix it: load_onnx(path, constants={{'{name}': ...}})",
+    return Refusal(
+        f"its input '{item.name}' must be known while importing, but '{name}' depends on what is fed to the model",
+        unknown=name,
     )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from graphopt.frontends.onnx.dtypes import to_dtype
-from graphopt.frontends.onnx.values import Inexact, Known, Number, Ratio
+from graphopt.frontends.onnx.values import Constant, Inexact, Known, Number, Ratio
 
 __all__ = ["evaluate"]
 
@@ -180,7 +180,9 @@ def cast(x: Known, *, to: int, saturate: int = 1) -> Known | None:
     if dtype in (torch.int32, torch.int64):
         return x.map(_truncated, dtype)
     if dtype in (torch.float32, torch.float64):
-        return x.map(lambda v: Ratio(v) if isinstance(v, torch.SymInt) else v if isinstance(v, Ratio) else float(v), dtype)
+        return x.map(
+            lambda v: Ratio(v) if isinstance(v, torch.SymInt) else v if isinstance(v, Ratio) else float(v), dtype
+        )
     return x.map(bool, dtype) if dtype is torch.bool and x.concrete else None
 
 
@@ -219,7 +221,7 @@ def concat(*inputs: Known, axis: int) -> Known:
 @host("Gather")
 def gather(data: Known, indices: Known, *, axis: int = 0) -> Known:
     where_ = np.array(_list(indices), dtype=np.int64).reshape(indices.shape)
-    taken = np.empty(0, dtype=object) if not data.array.size else np.take(data.array, where_, axis)
+    taken: Any = np.take(data.array, where_, axis)
     if not isinstance(taken, np.ndarray):  # a 0-d index gives the element itself
         return Known.of([taken], (), data.dtype)
     return Known(taken, data.dtype)
@@ -272,12 +274,13 @@ def expand(x: Known, to: Known) -> Known | None:
 
 
 @host("ConstantOfShape")
-def constant_of_shape(sizes: Known, *, value: torch.Tensor | None = None) -> Known | None:
+def constant_of_shape(sizes: Known, *, value: Constant | None = None) -> Known | None:
     counts = _list(sizes)
     if len(counts) > 1 or math.prod(counts) > _LARGEST:
         return None
-    number, dtype = (0.0, torch.float32) if value is None else (value.reshape(-1)[0].item(), value.dtype)
-    return Known.of([number] * math.prod(counts), tuple(counts), dtype)
+    fill = Known.of([0.0], (1,), torch.float32) if value is None else value.known
+    assert fill is not None  # a single element
+    return Known.of(fill.numbers * math.prod(counts), tuple(counts), fill.dtype)
 
 
 @host("Range")

@@ -40,8 +40,7 @@ class OnnxModule(nn.Module):
         self._onnx = graph
         self._plan: list[tuple[Node, Operator]] = []
         self._paths: dict[str, str] = {}
-        self._used: set[str] = set()
-        self._constants: dict[str, Constant] = {n: Constant(n, t) for n, t in graph.constants.items()}
+        self._constants: dict[str, Constant] = {n: Constant.of(n, t) for n, t in graph.constants.items()}
         self._check()
         self._take_constants()
         trainable = parameters(graph, {name: constant.tensor for name, constant in self._constants.items()})
@@ -69,7 +68,7 @@ class OnnxModule(nn.Module):
         for node, entry in self._plan:
             if node.operator == "Constant":
                 with self._naming(node):
-                    self._constants[node.outputs[0]] = Constant(node.outputs[0], entry.function(**node.attributes))
+                    self._constants[node.outputs[0]] = Constant.of(node.outputs[0], entry.function(**node.attributes))
         self._plan = [(node, entry) for node, entry in self._plan if node.operator != "Constant"]
 
     @torch.no_grad()
@@ -84,7 +83,7 @@ class OnnxModule(nn.Module):
             with self._naming(node):
                 results = call.run(node, entry, self._values(node, {}), lambda constant: constant.tensor)
             for name, value in zip(node.outputs, results, strict=False):
-                self._constants[name] = Constant(name, _as_tensor(value))
+                self._constants[name] = Constant.of(name, _as_tensor(value))
         self._plan = rest
 
     def _values(self, node: Node, env: Mapping[str, Value]) -> list[Value | None]:
@@ -115,18 +114,10 @@ class OnnxModule(nn.Module):
         return owner, leaf
 
     def _load(self, constant: Constant) -> Tensor:
-        path = self._paths[constant.name]
-        self._used.add(path)
-        owner, _, leaf = path.rpartition(".")
+        owner, _, leaf = self._paths[constant.name].rpartition(".")
         found = getattr(self.get_submodule(owner), leaf)
         assert isinstance(found, Tensor)
         return found
-
-    def drop_unused(self) -> None:
-        """Forget the constants that no call so far has read as tensors: they served as shapes, or not at all."""
-        for path in set(self._paths.values()) - self._used:
-            owner, _, leaf = path.rpartition(".")
-            delattr(self.get_submodule(owner), leaf)
 
     def _execute(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         env: dict[str, Value] = {spec.name: x for spec, x in zip(self._onnx.inputs, inputs, strict=True)}
@@ -134,8 +125,8 @@ class OnnxModule(nn.Module):
             with self._naming(node):
                 results = call.run(node, entry, self._values(node, env), self._load)
             env.update(zip(node.outputs, results, strict=False))
-        results = tuple(self._output(name, env) for name in self._onnx.outputs)
-        return results[0] if len(results) == 1 else results
+        outputs = tuple(self._output(name, env) for name in self._onnx.outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
 
     def _output(self, name: str, env: Mapping[str, Value]) -> Tensor:
         value = env[name] if name in env else self._constants[name]
@@ -143,13 +134,30 @@ class OnnxModule(nn.Module):
             return self._load(value)
         return value.tensor() if isinstance(value, Known) else value
 
+    def _advice(self, name: str) -> str:
+        """What to do about a value that should be known: fix the inputs that it is computed from, shapes aside."""
+        producers = {output: node for node, _ in self._plan for output in node.outputs if output}
+        inputs = {spec.name for spec in self._onnx.inputs}
+        seen: set[str] = set()
+        waiting = [name]
+        while waiting:
+            current = waiting.pop()
+            node = producers.get(current)
+            if current in seen or (node is not None and node.operator in ("Shape", "Size")):
+                continue
+            seen.add(current)
+            waiting += [] if node is None else [source for source in node.inputs if source]
+        values = ", ".join(f"{source!r}: ..." for source in sorted(seen & inputs))
+        return f"fix the inputs it is computed from: load_onnx(path, constants={{{values}}})"
+
     @contextmanager
     def _naming(self, node: Node) -> Iterator[None]:
         """Put the node's name into whatever its execution raises."""
         try:
             yield
         except Refusal as error:
-            raise call.unsupported(node, self._onnx.opset, self._onnx.source, error.why, error.todo) from error
+            todo = self._advice(error.unknown) if error.unknown else error.todo
+            raise call.unsupported(node, self._onnx.opset, self._onnx.source, error.why, todo) from error
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             why = f"torch cannot run it: {str(error).strip().splitlines()[0] if str(error).strip() else type(error)}"
             raise call.unsupported(node, self._onnx.opset, self._onnx.source, why) from error
@@ -187,4 +195,6 @@ def _together(errors: list[UnsupportedError]) -> UnsupportedError:
     unique = {error.what: error for error in errors}
     first = errors[0]
     more = [f"{error.what} at {error.where}" for error in list(unique.values())[1:]]
-    return UnsupportedError(first.what, where=first.where, why="; ".join(["also: " + m for m in more]) or None, todo=first.todo)
+    return UnsupportedError(
+        first.what, where=first.where, why="; ".join(["also: " + m for m in more]) or None, todo=first.todo
+    )

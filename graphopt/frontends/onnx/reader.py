@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from graphopt.errors import LoadError, UnsupportedError
+from graphopt.errors import LoadError, UnsupportedError, UsageError
 from graphopt.frontends.onnx.dtypes import DTYPES, to_tensor
 from graphopt.frontends.onnx.registry import NEWEST_OPSET, OLDEST_OPSET
-from graphopt.frontends.onnx.values import Refusal, refuse
+from graphopt.frontends.onnx.values import Constant, Refusal, refuse
 
 __all__ = ["Graph", "InputSpec", "Node", "read_file", "read_model"]
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node; `attributes` are Python values: int, float, str, torch.Tensor or tuples of them."""
+    """One node; `attributes` are Python values: int, float, str, tuples of them, or Constant."""
 
     name: str
     operator: str
@@ -63,7 +63,8 @@ def read_file(path: str | os.PathLike[str], constants: Mapping[str, torch.Tensor
     """Read `path`; `constants` fixes inputs at values.
 
     Raises:
-        LoadError: the file is missing, truncated, no ONNX model, or its external data is missing or lies outside its folder.
+        LoadError: the file is missing, truncated or no ONNX model, or its external data is missing or lies outside
+            its folder.
         UnsupportedError: the opset, a domain, an input type or a stored tensor is one graphopt does not handle.
     """
     import onnx
@@ -114,9 +115,18 @@ def read_model(
         stored = {tensor.name: to_tensor(tensor, base) for tensor in proto.graph.initializer}
         nodes = tuple(_node(node, base) for node in proto.graph.node)
     except Refusal as error:
-        raise UnsupportedError("a stored tensor is not handled", where=source, why=error.why, todo=error.todo) from error
+        what = "a stored tensor is not handled"
+        raise UnsupportedError(what, where=source, why=error.why, todo=error.todo) from error
     except (ValueError, OSError) as error:
         raise LoadError("a stored tensor is damaged", where=source, why=str(error)) from error
+    declared = {value.name for value in proto.graph.input} - set(stored)
+    unknown = sorted(set(fixed) - declared)
+    if unknown:
+        raise UsageError(
+            f"the model has no input '{unknown[0]}' to fix",
+            where=source,
+            todo=f"its inputs are: {', '.join(sorted(declared)) or 'none'}",
+        )
     inputs = [_input(value, source) for value in proto.graph.input if value.name not in stored | fixed]
     return Graph(
         opset=opset,
@@ -221,7 +231,7 @@ def _attribute(attribute: Any, base: str) -> Any:
     if attribute.type == kinds.TENSOR:
         if attribute.t.data_type not in DTYPES:
             return Unreadable("tensor of an element type without a torch dtype")
-        return to_tensor(attribute.t, base)
+        return Constant.of(attribute.name, to_tensor(attribute.t, base))
     if attribute.type == kinds.STRING:
         return attribute.s.decode("utf-8", "replace")
     if attribute.type == kinds.STRINGS:

@@ -2,7 +2,8 @@
 
 An operator is a typed function. Its positional parameters are the ONNX inputs, in order, their annotations saying how
 each is wanted; its keyword-only parameters are the ONNX attributes, and one that the function does not have is
-refused. `@operator("Softmax", since=13)` makes the function the one for opset 13 and later, `until=12` for opset 12 and before.
+refused. `@operator("Softmax", since=13)` makes the function the one for opset 13 and later, `until=12` for opset 12
+and before.
 
     Tensor                  a tensor
     Operand                 a tensor, or a number when the value is a 0-d constant

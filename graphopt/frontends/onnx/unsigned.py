@@ -21,14 +21,17 @@ def _dtype(values: tuple[Any, ...]) -> torch.dtype | None:
     return next((x.dtype for x in values if isinstance(x, Tensor) and x.dtype in _UNSIGNED), None)
 
 
-def widened(function: Callable[..., Tensor], *values: Any) -> Tensor:
+def widened(function: Callable[..., Any], *values: Any) -> Tensor:
     """`function(*values)`, computed in int64 for uint16 and uint32 and wrapped back; booleans stay booleans."""
     dtype = _dtype(values)
     if dtype is None:
-        return function(*values)
+        plain: Tensor = function(*values)
+        return plain
     if dtype is torch.uint64:
         raise refuse("torch has no arithmetic on uint64", "cast to int64 before the node")
-    result = function(*(x.to(torch.int64) if isinstance(x, Tensor) and x.dtype in _NARROW else x for x in values))
+    result: Tensor = function(
+        *(x.to(torch.int64) if isinstance(x, Tensor) and x.dtype in _NARROW else x for x in values)
+    )
     return result if result.dtype is torch.bool else result.to(dtype)
 
 

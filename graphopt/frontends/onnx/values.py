@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Constant", "Floats", "Inexact", "Ints", "Known", "Number", "Operand", "Ratio", "Value", "refuse", "Refusal"]
+__all__ = ["Constant", "Floats", "Inexact", "Ints", "Known", "Number", "Operand", "Ratio", "Refusal", "Value", "refuse"]
 
 Ints = tuple[int, ...]
 """Integers known while importing; a `torch.SymInt` stands where a size is dynamic."""
@@ -31,11 +31,14 @@ LARGEST_EXACT = 1024
 
 
 class Refusal(Exception):
-    """What an operator implementation raises on what it does not understand; the caller adds the node."""
+    """What an operator implementation raises on what it does not understand; the caller adds the node.
 
-    def __init__(self, why: str, todo: str | None = None) -> None:
+    `unknown` names a value that would have to be known while importing.
+    """
+
+    def __init__(self, why: str, todo: str | None = None, *, unknown: str | None = None) -> None:
         super().__init__(why)
-        self.why, self.todo = why, todo
+        self.why, self.todo, self.unknown = why, todo, unknown
 
 
 def refuse(why: str, todo: str | None = None) -> Refusal:
@@ -113,7 +116,7 @@ class Known:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.array.shape
+        return tuple(self.array.shape)
 
     @property
     def concrete(self) -> bool:
@@ -139,17 +142,22 @@ class Known:
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A tensor stored in the file, or computed from such tensors alone, under its ONNX name."""
+    """A tensor stored in the file, or computed from such tensors alone, under its ONNX name.
+
+    `known` holds its values as numbers, read beforehand as tracing would record the reading; it is None for a tensor
+    too large to be a shape, or of complex numbers.
+    """
 
     name: str
     tensor: Tensor
+    known: Known | None
 
-    LARGEST_KNOWN = 4096
+    LARGEST_KNOWN: ClassVar[int] = 4096
 
-    def known(self) -> Known | None:
-        """The values as numbers; None for a tensor too large to be a shape, or of complex numbers."""
-        simple = self.tensor.dtype not in (torch.complex64, torch.complex128)
-        return Known.from_tensor(self.tensor) if simple and self.tensor.numel() <= self.LARGEST_KNOWN else None
+    @staticmethod
+    def of(name: str, tensor: Tensor) -> Constant:
+        small = tensor.numel() <= Constant.LARGEST_KNOWN and not tensor.dtype.is_complex
+        return Constant(name, tensor, Known.from_tensor(tensor) if small else None)
 
 
 Value = Tensor | Known | Constant

@@ -136,7 +136,7 @@ def clip(x: Tensor, low: Operand | None = None, high: Operand | None = None) -> 
 def _clamp(x: Tensor, low: Operand | None, high: Operand | None) -> Tensor:
     if isinstance(low, Tensor) == isinstance(high, Tensor) or low is None or high is None:
         return torch.clamp(x, low, high)  # type: ignore[arg-type]  # both are tensors or both are numbers
-    return torch.clamp(torch.clamp(x, min=low), max=high)  # type: ignore[arg-type]
+    return torch.clamp(torch.clamp(x, min=low), max=high)
 
 
 @operator("Softmax", until=12)

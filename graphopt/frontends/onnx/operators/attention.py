@@ -20,7 +20,8 @@ def _heads(x: Tensor, count: int | None) -> Tensor:
         return x
     if not count:
         raise refuse("three-dimensional inputs need 'q_num_heads' and 'kv_num_heads'")
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+    heads: Tensor = x.unflatten(-1, (count, -1))
+    return heads.transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,7 @@ def attention(
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=factor, enable_gqa=grouped)
         scores = None
     elif simple:
-        y = F.scaled_dot_product_attention(
-            q, k, v, _combined(mask, seen), scale=factor, enable_gqa=grouped
-        )
+        y = F.scaled_dot_product_attention(q, k, v, _combined(mask, seen), scale=factor, enable_gqa=grouped)
         scores = None
     else:
         precision = q.dtype if softmax_precision is None else to_dtype(softmax_precision)

@@ -149,7 +149,7 @@ def conv_integer(
     pads: Ints | None = None,
     strides: Ints | None = None,
 ) -> Tensor:
-    """Convolution of the values minus their zero points, in int32; computed in float64, which holds the sums exactly."""
+    """Convolution of the values minus their zero points, in int32; float64 holds the sums exactly."""
     wide, weight = x.to(torch.float64), w.to(torch.float64)
     wide = wide if x_zero is None else wide - x_zero.to(torch.float64)
     if w_zero is not None:
@@ -173,5 +173,3 @@ def causal_conv_with_state(
     y = F.conv1d(whole, w, b, groups=x.shape[1])
     state = whole.narrow(2, whole.shape[2] - behind, behind)
     return (y if activation == "none" else F.silu(y)), state
-
-

@@ -12,7 +12,7 @@ from torch import Tensor
 from graphopt.frontends.onnx.dtypes import to_dtype
 from graphopt.frontends.onnx.registry import Outputs, operator
 from graphopt.frontends.onnx.unsigned import same_bits
-from graphopt.frontends.onnx.values import Ints, Known, refuse
+from graphopt.frontends.onnx.values import Constant, Ints, Known, refuse
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz)
 
@@ -20,7 +20,7 @@ _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.
 @operator("Constant")
 def constant(
     *,
-    value: Tensor | None = None,
+    value: Constant | None = None,
     value_float: float | None = None,
     value_floats: tuple[float, ...] | None = None,
     value_int: int | None = None,
@@ -28,7 +28,7 @@ def constant(
 ) -> Tensor:
     """Exactly one attribute is given; strings and sparse tensors are refused as unknown attributes."""
     if value is not None:
-        return value
+        return value.tensor
     for number, dtype in ((value_float, torch.float32), (value_floats, torch.float32),
                           (value_int, torch.int64), (value_ints, torch.int64)):  # fmt: skip
         if number is not None:
@@ -37,10 +37,12 @@ def constant(
 
 
 @operator("ConstantOfShape", since=9)
-def constant_of_shape(sizes: Ints, *, value: Tensor | None = None) -> Tensor:
+def constant_of_shape(sizes: Ints, *, value: Constant | None = None) -> Tensor:
     if value is None:
         return torch.zeros(sizes, dtype=torch.float32)
-    return torch.full(sizes, value.reshape(-1)[0].item(), dtype=value.dtype)
+    if value.known is None or len(value.known.numbers) != 1:
+        raise refuse("attribute 'value' must hold one number")
+    return torch.full(sizes, value.known.numbers[0], dtype=value.known.dtype)
 
 
 @operator("Range", since=11, until=26)
@@ -58,7 +60,9 @@ def range_stashed(start: Known, limit: Known, delta: Known, *, stash_type: int =
         raise refuse("a range of floats whose length is dynamic, or a stash_type other than float32")
     count = max(math.ceil((last - first) / step), 0)
     wide = torch.float64 if start.dtype is torch.float64 else torch.float32
-    return (first + torch.arange(count, dtype=wide) * step).to(start.dtype)
+    steps: Tensor = torch.arange(count, dtype=wide) * step
+    values: Tensor = first + steps
+    return values.to(start.dtype)
 
 
 @operator("EyeLike", since=9)
@@ -196,5 +200,3 @@ def _extend(x: Tensor, axis: int, low: int, high: int, mode: str) -> Tensor:
         head, tail = x.narrow(axis, size - low, low), x.narrow(axis, 0, high)
     parts = [part for part, amount in ((head, low), (x, 1), (tail, high)) if not isinstance(amount, int) or amount]
     return torch.cat(parts, axis) if len(parts) > 1 else x
-
-

@@ -15,7 +15,7 @@ from graphopt.frontends.onnx.unsigned import same_bits, widened
 from graphopt.frontends.onnx.values import Operand, refuse
 
 
-def _unary(name: str, function: Callable[[Tensor], Tensor], since: int = 7) -> None:
+def _unary(name: str, function: Callable[..., Tensor], since: int = 7) -> None:
     def run(x: Tensor) -> Tensor:
         return widened(function, x)
 
@@ -50,7 +50,7 @@ for _name, _function in {
     "Tan": torch.tan,
     "Tanh": torch.tanh,
 }.items():
-    _unary(_name, _function)
+    _unary(_name, _function)  # type: ignore[arg-type]  # mypy joins the dict's values to `function`
 
 
 @operator("IsInf")
@@ -166,26 +166,30 @@ def bit_shift(x: Tensor, y: Tensor, *, direction: str) -> Tensor:
     return shifted.to(x.dtype)
 
 
-def _larger(a: Operand, b: Operand) -> Tensor:
+def _larger(a: Operand, b: Operand) -> Operand:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.maximum(a, b)
-    return torch.clamp(a, min=b) if isinstance(a, Tensor) else torch.clamp(b, min=a)  # type: ignore[arg-type]
+    if not isinstance(a, Tensor):
+        return torch.clamp(b, min=a) if isinstance(b, Tensor) else max(a, b)
+    return torch.clamp(a, min=b)
 
 
-def _smaller(a: Operand, b: Operand) -> Tensor:
+def _smaller(a: Operand, b: Operand) -> Operand:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.minimum(a, b)
-    return torch.clamp(a, max=b) if isinstance(a, Tensor) else torch.clamp(b, max=a)  # type: ignore[arg-type]
+    if not isinstance(a, Tensor):
+        return torch.clamp(b, max=a) if isinstance(b, Tensor) else min(a, b)
+    return torch.clamp(a, max=b)
 
 
 @operator("Max")
 def maximum(*xs: Operand) -> Tensor:
-    return functools.reduce(lambda a, b: widened(_larger, a, b), xs)  # type: ignore[return-value, arg-type]
+    return functools.reduce(lambda a, b: widened(_larger, a, b), xs)  # type: ignore[return-value]  # one is a tensor
 
 
 @operator("Min")
 def minimum(*xs: Operand) -> Tensor:
-    return functools.reduce(lambda a, b: widened(_smaller, a, b), xs)  # type: ignore[return-value, arg-type]
+    return functools.reduce(lambda a, b: widened(_smaller, a, b), xs)  # type: ignore[return-value]  # one is a tensor
 
 
 @operator("Sum")

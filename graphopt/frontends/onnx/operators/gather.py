@@ -72,8 +72,7 @@ def scatter_elements(
 @operator("ScatterND", since=11)
 def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
     if reduction in ("none", "add"):
-        index = _grid(indices, 0)
-        return data.index_put(index, updates, accumulate=reduction == "add")
+        return data.index_put(_grid(indices, 0), updates, accumulate=reduction == "add")
     if reduction not in _REDUCTIONS:
         raise refuse(f"attribute 'reduction'='{reduction}' is not handled")
     depth = indices.shape[-1]

@@ -29,7 +29,7 @@ def gemm(
     """`alpha * a @ b + beta * c`, as torch's whole linear layer where `c` is a plain bias."""
     left = a.t() if transA else a
     weight = b if transB else b.t()
-    if alpha == beta == 1.0 and (c is None or c.ndim == 1 and c.shape[0] == weight.shape[0]):
+    if alpha == beta == 1.0 and (c is None or (c.ndim == 1 and c.shape[0] == weight.shape[0])):
         return F.linear(left, weight, c)
     product = F.linear(left, weight)
     product = product if alpha == 1.0 else _scaled(product, alpha)
@@ -47,7 +47,8 @@ def einsum(*inputs: Tensor, equation: str) -> Tensor:
 
 @operator("Det", since=11)
 def determinant(x: Tensor) -> Tensor:
-    return torch.linalg.det(x)
+    value: Tensor = torch.linalg.det(x)
+    return value
 
 
 @operator("MatMulInteger", since=10)

@@ -224,7 +224,7 @@ def lp_pool(
 @operator("GlobalAveragePool")
 def global_average_pool(x: Tensor) -> Tensor:
     if x.ndim - 2 in _ADAPTIVE:
-        return _ADAPTIVE[x.ndim - 2](x, 1 if x.ndim == 3 else [1] * (x.ndim - 2))
+        return _ADAPTIVE[x.ndim - 2](x, 1)
     return x.mean(tuple(range(2, x.ndim)), keepdim=True)
 
 
@@ -235,7 +235,8 @@ def global_max_pool(x: Tensor) -> Tensor:
 
 @operator("GlobalLpPool")
 def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
-    return torch.linalg.vector_norm(x, p, tuple(range(2, x.ndim)), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(x, p, tuple(range(2, x.ndim)), keepdim=True)
+    return norm
 
 
 @operator("MaxUnpool", since=9)
@@ -251,9 +252,7 @@ def max_unpool(
     """Put every value back where `index` says, counted over the whole output; the rest is zero."""
     rank = len(kernel_shape)
     strides, pads = strides or (1,) * rank, pads or (0,) * (2 * rank)
-    spatial = [
-        (n - 1) * strides[i] + kernel_shape[i] - pads[i] - pads[i + rank] for i, n in enumerate(x.shape[2:])
-    ]
+    spatial = [(n - 1) * strides[i] + kernel_shape[i] - pads[i] - pads[i + rank] for i, n in enumerate(x.shape[2:])]
     sizes = [*x.shape[:2], *spatial]
     total = functools.reduce(lambda a, b: a * b, sizes)
     flat_ = torch.zeros(total, dtype=x.dtype).scatter(0, index.reshape(-1), x.reshape(-1)).reshape(sizes)

@@ -94,9 +94,7 @@ def _register(name: str, reduction: Reduction, inputs_since: int) -> None:
     def from_attribute(x: Tensor, *, axes: Ints | None = None, keepdims: int = 1) -> Tensor:
         return _reduce(x, axes, keepdims, 0, reduction, point)
 
-    def from_input(
-        x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
-    ) -> Tensor:
+    def from_input(x: Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
         return _reduce(x, axes, keepdims, noop_with_empty_axes, reduction, point)
 
     operator(name, until=inputs_since - 1)(from_attribute)
@@ -191,6 +189,6 @@ def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
 
 @operator("MeanVarianceNormalization", since=9)
 def mean_variance_normalization(x: Tensor, *, axes: Ints = (0, 2, 3)) -> Tensor:
-    """`(x - E[x]) / sqrt(E[(x - E[x])^2])`; the standard deviation is kept above zero by 1e-9 as in the ONNX function."""
+    """`(x - E[x]) / sqrt(E[(x - E[x])^2])`; 1e-9 keeps the deviation above zero as in ONNX."""
     centred = x - x.mean(axes, keepdim=True)
     return centred / (torch.sqrt((centred * centred).mean(axes, keepdim=True)) + 1e-9)

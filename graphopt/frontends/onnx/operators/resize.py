@@ -107,7 +107,9 @@ def resize(
     resized = _axes(x, chosen, regions, scales or None, sizes or None, keep_aspect_ratio_policy)
     resized = [a for a in resized if not (a.scale == 1.0 and a.before is a.after and how.coordinates[:2] != "tf")]
     if how.coordinates == "align_corners" and any(a.static and a.after != a.before * a.scale for a in resized):
-        raise refuse("scales that give no whole sizes, with aligned corners: the specification and its reference differ")
+        raise refuse(
+            "scales that give no whole sizes, with aligned corners: the specification and its reference differ"
+        )
     whole = _whole(x, resized, how)
     if whole is not None:
         return whole
@@ -142,7 +144,7 @@ def _axes(
     return [Axis(i, n, m, s, a, b) for i, n, m, s, (a, b) in rows]
 
 
-def _scaled(size: int, factor: float) -> int:
+def _scaled(size: int | torch.SymInt, factor: float) -> Any:
     """`floor(size * factor)`; a dynamic size times a fraction of whole numbers."""
     if isinstance(size, int):
         return math.floor(size * factor)
@@ -154,16 +156,14 @@ def _scaled(size: int, factor: float) -> int:
     return size * p // q
 
 
-def _quotient(after: int, before: int) -> float:
+def _quotient(after: int | torch.SymInt, before: int | torch.SymInt) -> float:
     """The scale that sizes ask for; nan when it depends on a dynamic size."""
     if isinstance(after, int) and isinstance(before, int):
         return after / before
-    if after is before:
-        return 1.0
-    for scale in (1, 2, 3, 4, 8, 16, 32):
-        if bool(after == before * scale):
-            return float(scale)
-    return math.nan
+    scales = (1, 2, 3, 4, 8, 16, 32)
+    written = next((s for s in scales if str(after) == str(before * s)), None)  # asking for equality is a condition
+    equal = written or next((s for s in scales if bool(after == before * s)), None)
+    return math.nan if equal is None else float(equal)
 
 
 def _whole(x: Tensor, axes: list[Axis], how: Sampling) -> Tensor | None:
@@ -175,9 +175,7 @@ def _whole(x: Tensor, axes: list[Axis], how: Sampling) -> Tensor | None:
         return None
     if how.mode == "nearest":
         centred = how.coordinates in (*_HALF_PIXEL, "half_pixel_symmetric") and how.nearest.startswith("round")
-        if how.coordinates == "asymmetric" and how.nearest == "floor":
-            name = "nearest"
-        elif centred and all(a.whole for a in axes):
+        if (how.coordinates == "asymmetric" and how.nearest == "floor") or (centred and all(a.whole for a in axes)):
             name = "nearest"
         elif how.coordinates == "half_pixel" and how.nearest == "round_prefer_ceil":
             name = "nearest-exact"
@@ -202,7 +200,7 @@ def _interpolate(x: Tensor, axes: list[Axis], name: str, corners: bool | None) -
     exact = all(a.whole or math.isnan(a.scale) or (a.static and a.after == a.before * a.scale) for a in axes)
     if exact:
         return F.interpolate(x, size=sizes, mode=name, align_corners=corners)
-    if any(not 0 < s for s in scales):
+    if any(not s > 0 for s in scales):
         return None
     return F.interpolate(x, scale_factor=scales, mode=name, align_corners=corners, recompute_scale_factor=False)
 

@@ -101,7 +101,14 @@ def lstm(
 ) -> tuple[Tensor, ...]:
     count = _directions(direction, w)
     steps = x.shape[1 if layout else 0]
-    _check(activations, ("Sigmoid", "Tanh", "Tanh") * count, sequence_lens, steps, clip, (activation_alpha, activation_beta))
+    _check(
+        activations,
+        ("Sigmoid", "Tanh", "Tanh") * count,
+        sequence_lens,
+        steps,
+        clip,
+        (activation_alpha, activation_beta),
+    )
     if peepholes is not None or input_forget:
         raise refuse("peepholes and 'input_forget' are not handled")
     hidden = r.shape[2]

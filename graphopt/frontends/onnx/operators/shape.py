@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,26 @@ def size(x: Tensor) -> Known:
 def reshape(x: Tensor, to: Ints, *, allowzero: int = 0) -> Tensor:
     """A zero keeps the size of that axis, unless `allowzero`."""
     kept = [x.shape[i] if isinstance(d, int) and d == 0 and not allowzero else d for i, d in enumerate(to)]
+    if any(isinstance(size_, torch.SymInt) for size_ in x.shape) and _moves_units(x, kept):
+        x = x.squeeze(_units(x.shape))
+        for axis in _units(kept):
+            x = x.unsqueeze(axis)
+        return x
     return x.reshape(kept)
+
+
+def _units(sizes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(i for i, d in enumerate(sizes) if isinstance(d, int) and d == 1)
+
+
+def _moves_units(x: Tensor, to: Sequence[int]) -> bool:
+    """Whether a reshape only drops and adds axes of size one; written so, it puts no condition on dynamic sizes."""
+    ours = [d for d in x.shape if not (isinstance(d, int) and d == 1)]
+    theirs = [d for d in to if not (isinstance(d, int) and d == 1)]
+    if len(ours) != len(theirs) or sum(isinstance(d, int) and d == -1 for d in theirs) > 1:
+        return False
+    # Compared as text: asking whether a size equals another would be a condition of its own.
+    return all(str(b) in ("-1", str(a)) for a, b in zip(ours, theirs, strict=True))
 
 
 @operator("Flatten")
@@ -101,9 +122,7 @@ def concat(*inputs: Tensor, axis: int) -> Tensor:
 
 
 @operator("Split", until=12)
-def split_attribute(
-    x: Tensor, *, outputs: Outputs, split: Ints | None = None, axis: int = 0
-) -> tuple[Tensor, ...]:
+def split_attribute(x: Tensor, *, outputs: Outputs, split: Ints | None = None, axis: int = 0) -> tuple[Tensor, ...]:
     return split_sizes(x, split, outputs=outputs, axis=axis)
 
 

@@ -44,7 +44,8 @@ def dft(
         raise refuse("the transform along the axis of real and imaginary parts")
     values = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x[..., 0]
     if inverse and onesided:
-        return torch.fft.irfft(values, dft_length, axis).unsqueeze(-1)
+        real: Tensor = torch.fft.irfft(values, dft_length, axis)
+        return real.unsqueeze(-1)
     result = (torch.fft.ifft if inverse else torch.fft.fft)(values, dft_length, axis)
     if onesided:
         result = result.narrow(axis, 0, result.shape[axis] // 2 + 1)
