@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphopt.backend import Timing, backend_names, build, load_artifact
 from graphopt.errors import GraphoptError, UsageError
 from graphopt.names import nearest
 from graphopt.target import Target
@@ -19,6 +18,7 @@ from graphopt.tools.sources import AsJson, BackendName, PipelineText, Threads, i
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from graphopt.backend import Timing
     from graphopt.model import Model
     from graphopt.signature import Signature
 
@@ -45,6 +45,8 @@ class Contender:
     times: list[float] = field(default_factory=list)
 
     def timing(self) -> Timing:
+        from graphopt.backend import Timing
+
         quartiles = statistics.quantiles(self.times, n=4, method="inclusive") if len(self.times) > 1 else self.times * 3
         q1, median, q3 = quartiles
         return Timing(median, q1, q3, len(self.times))
@@ -88,6 +90,8 @@ def bench(
 
 
 def _systems(against: str, backend: str) -> list[str]:
+    from graphopt.backend import backend_names
+
     known = [*backend_names(), *_OTHERS]
     asked = [name.strip() for name in against.split(",") if name.strip()]
     wrong = [f"there is no system '{name}': {nearest(name, known)}" for name in asked if name not in known]
@@ -99,6 +103,7 @@ def _systems(against: str, backend: str) -> list[str]:
 
 
 def _bundle(source: str, batch: int | None, sizes: Mapping[str, int]) -> Contender:
+    from graphopt.backend import load_artifact
     from graphopt.tools.arrays import require_plain, sample_arrays
 
     start = time.perf_counter()
@@ -148,6 +153,8 @@ def _models(
 
 
 def _prepared(source: str, system: str, model: Model, threads: int | None, inputs: list[Any]) -> Contender:
+    from graphopt.backend import backend_names, build
+
     start = time.perf_counter()
     run: Callable[[list[Any]], list[Any]]
     if system in backend_names():
@@ -186,6 +193,8 @@ def _sizes(source: str, signature: Signature, batch: int | None, sizes: Mapping[
 
 
 def _measure(contenders: list[Contender], rounds: int) -> None:
+    from graphopt.backend import Timing
+
     with working("measuring") as tell:
         for round_ in range(1, rounds + 1):
             tell(f"measuring: round {round_} of {rounds}")

@@ -17,6 +17,7 @@ from typer.main import get_command
 
 import graphopt as go
 from graphopt.analysis.cost import cost
+from graphopt.backend import Timing
 from graphopt.errors import GraphoptError
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
 from graphopt.registry import get_pass, pass_names
@@ -216,13 +217,13 @@ def test_build_tells_what_it_made(bundle: Path) -> None:
 
 def test_bench_takes_turns(model_file: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[str] = []
-    measure = bench.Timing.measure
+    measure = Timing.measure
 
     def note(function, *, rounds, warmup):
         turns.append(function.__defaults__[0].system)
         return measure(function, rounds=rounds, warmup=warmup)
 
-    monkeypatch.setattr(bench.Timing, "measure", note)
+    monkeypatch.setattr(Timing, "measure", note)
     monkeypatch.setattr(rivals, "is_installed", lambda name: False)
     arguments = ("bench", model_file, bundle, "--batch", 3, "--rounds", 4, "--threads", 1, "-p", "fold-batch-norm")
     found = output(*arguments, "--backend", "reference", "--against", "openvino")
