@@ -85,8 +85,9 @@ class MergeParallelLinear(Pass):
 
     def _merge(self, rw: Rewriter, nodes: list[Node]) -> None:
         layers: list[Layer] = []
+        common: dict[str, object] = {}
         for node in nodes:
-            layer = _mergeable(rw, node, layers)
+            layer = _mergeable(rw, node, common)
             if isinstance(layer, str):
                 rw.skip(node, layer)
             else:
@@ -98,8 +99,8 @@ class MergeParallelLinear(Pass):
                 rw.skip(layer.call, f"only {len(layers)} layers could be merged, min-count is {self.min_count}")
 
 
-def _mergeable(rw: Rewriter, node: Node, others: list[Layer]) -> Layer | str:
-    """The layer, or why it may not be merged with `others`."""
+def _mergeable(rw: Rewriter, node: Node, common: dict[str, object]) -> Layer | str:
+    """The layer, or why it may not be merged with those before it, whose traits are `common`; its own are added."""
     layer = read_layer(rw, node)
     if isinstance(layer, str):
         return layer
@@ -107,12 +108,14 @@ def _mergeable(rw: Rewriter, node: Node, others: list[Layer]) -> Layer | str:
         why = rw.why_shared(tensor, reader) if tensor is not None else None
         if why is not None:
             return why
-    for other in others:
-        theirs = _traits(rw, other)
-        for name, value in _traits(rw, layer).items():
-            if value != theirs.get(name, value):
-                return f"its {name} is {value}, that of '{other.call.name}' {theirs[name]}"
-    return _why_in_one_piece(node) or layer
+    traits = _traits(rw, layer)
+    for name, value in traits.items():
+        if value != common.get(name, value):
+            return f"its {name} is {value}, that of the others {common[name]}"
+    why = _why_in_one_piece(node)
+    if why is None:
+        common.update(traits)
+    return why or layer
 
 
 def _why_in_one_piece(node: Node) -> str | None:
