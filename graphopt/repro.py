@@ -11,6 +11,7 @@ import torch
 
 from graphopt import __version__
 from graphopt.archive import save_gopt
+from graphopt.errors import UsageError
 from graphopt.files import write_whole
 from graphopt.model import Model
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write_reproducer"]
 
+_FACTS = "repro.json"
 SEED = 0
 """Seed of the stand-in weights."""
 
@@ -44,7 +46,9 @@ def write_reproducer(directory: Path, model: Model, pipeline: Pipeline, passed: 
         "seed": SEED,
         "versions": {"graphopt": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+    if directory.exists() and not (directory / _FACTS).exists():
+        raise UsageError(f"'{directory}' is no reproducer and is not replaced by one", todo="name a folder that is new")
     with write_whole(directory) as scratch:
         scratch.mkdir()
         save_gopt(stand_in, scratch / "model.gopt")
-        (scratch / "repro.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (scratch / _FACTS).write_text(json.dumps(facts, indent=1) + "\n")

@@ -220,3 +220,14 @@ def test_error_measure_is_strict(bad: float) -> None:
     assert relative_error(torch.tensor([0.0, 0.1]), torch.zeros(2)) == float("inf")
     assert relative_error(torch.tensor([1.0, 2.02]), reference) == pytest.approx(0.01)
     assert tolerance(Contract.EXACT, torch.int64) == 0 and tolerance(Contract.LOSSY("top1"), torch.float32) > 1e9
+
+
+def test_a_reproducer_replaces_only_a_reproducer(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="not replaced"):
+        go.run(make(), "breaks", repro=tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    for _ in range(2):
+        with pytest.raises(PassFailed):
+            go.run(make(), "breaks", repro=tmp_path / "repro")

@@ -50,5 +50,5 @@ def test_links_and_files_exist(page: str) -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"make (\w[\w-]*)", README + (ROOT / "CONTRIBUTING.md").read_text())):
+    for target in set(re.findall(r"(?:`|    )make (\w[\w-]*)", README + (ROOT / "CONTRIBUTING.md").read_text())):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
