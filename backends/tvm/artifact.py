@@ -42,9 +42,9 @@ class TvmArtifact(Artifact):
         use_threads(self.threads)
         results = self._machine.run(tensors)
         if any(is_torch(tensor) for tensor in tensors):
-            import torch
+            from torch.utils.dlpack import from_dlpack
 
-            return [torch.from_dlpack(result) for result in results]
+            return [from_dlpack(result) for result in results]
         return [to_numpy(result) for result in results]
 
     def save(self, directory: str | os.PathLike[str]) -> None:

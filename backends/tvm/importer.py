@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument, TokenArgument
+from tvm import ir, relax, sym
 
 import graphopt.backends.tvm.operators  # noqa: F401  # fills the table
 from graphopt.backend import Unsupported
 from graphopt.backends.tvm.registry import CONVERTERS, Call, Refused, dtype_name, dtype_of, shape_of
 from graphopt.backends.tvm.symbols import Symbols
 from graphopt.errors import UnsupportedError
-from tvm import ir, relax, sym
 
 __all__ = ["Imported", "import_program", "prepare"]
 
@@ -44,14 +44,14 @@ class Imported:
 
 
 def prepare(program: ExportedProgram) -> ExportedProgram:
-    """Make the graph functional, and decompose the operators without a converter for which torch has a decomposition."""
+    """Make the graph functional, and decompose the operators that have no converter but a decomposition in torch."""
     for _ in range(3):
         targets = {node.target for node in program.graph.nodes if _computes_tensors(node)}
         table = torch.export.default_decompositions()
-        wanted = {t: table[t] for t in targets if t not in CONVERTERS and t in table}  # type: ignore[index]
+        wanted = {t: table[t] for t in targets if t not in CONVERTERS and t in table}
         if not wanted and not any(_needs_rewriting(target) for target in targets):
             break
-        program = program.run_decompositions(wanted)  # type: ignore[arg-type]  # a subset of torch's own table
+        program = program.run_decompositions(wanted)
     return program
 
 
@@ -72,7 +72,7 @@ def _needs_rewriting(target: Any) -> bool:
 
 
 def import_program(program: ExportedProgram) -> Imported:
-    """Convert a functional program; what cannot be converted is listed, and the module is only usable when nothing is."""
+    """Convert a functional program and list what cannot be converted; the module is of use when nothing is."""
     return _Importer(program).run()
 
 
@@ -101,7 +101,7 @@ class _Importer:
         placeholders = {node.name: node for node in self.program.graph.nodes if node.op == "placeholder"}
         variables = []
         for spec in self.program.graph_signature.input_specs:
-            if isinstance(spec.arg, ConstantArgument):
+            if isinstance(spec.arg, ConstantArgument | TokenArgument):
                 continue
             node = placeholders[spec.arg.name]
             if spec.kind == InputKind.USER_INPUT:
@@ -132,8 +132,8 @@ class _Importer:
 
     def _require_plain_sizes(self, variables: Sequence[Any]) -> None:
         """The compiled function learns a symbol from an input dimension that is the symbol alone."""
-        plain = {size for v in variables for size in v.ty.shape if self.symbols.is_symbol(size)}
-        missing = [name for name, symbol in self.symbols.items() if symbol not in plain]
+        plain = [size for variable in variables for size in variable.ty.shape]
+        missing = [name for name, symbol in self.symbols.items() if not any(symbol.same_as(size) for size in plain)]
         if missing:
             raise UnsupportedError(
                 f"no input has the dynamic size {', '.join(missing)} as a dimension of its own",
@@ -156,14 +156,14 @@ class _Importer:
             self._stand_in(node)
             return
         try:
-            call = Call(self.builder, node, self.symbols.size)
+            call = Call(self.builder, node, self.symbols.size, self.symbols.variables)
             self.values[node] = self._settle(node, self._convert(call), meta)
         except Refused as refusal:
             self._refuse(node, str(refusal))
 
     def _convert(self, call: Call) -> Any:
         target = call.node.target
-        converter = CONVERTERS.get(target)  # type: ignore[arg-type]
+        converter = CONVERTERS.get(target)
         if converter is None:
             raise Refused("no conversion to TVM, and torch has no decomposition that helps")
         for value in (call.meta, *(n.meta["val"] for n in call.node.all_input_nodes)):
@@ -232,6 +232,8 @@ class _Importer:
         (node,) = (node for node in self.program.graph.nodes if node.op == "output")
         results = []
         for spec, value in zip(self.program.graph_signature.output_specs, node.args[0], strict=True):
+            if isinstance(spec.arg, TokenArgument):
+                continue
             if spec.kind != OutputKind.USER_OUTPUT:
                 self._refuse(value, f"it writes to '{spec.target}'; a compiled graph has no state")
             elif isinstance(spec.arg, TensorArgument):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from graphopt.backends.tvm.schedule import ScheduleForCpu
 from tvm import IRModule, relax, transform
 from tvm import target as tvm_target
+
+from graphopt.backends.tvm.schedule import schedule_for_cpu
 
 __all__ = ["Built", "build"]
 
@@ -24,6 +25,7 @@ class Built:
 
 
 def build(module: IRModule, target: tvm_target.Target) -> Built:
+    """Compile the module that the importer made."""
     with target, transform.PassContext(opt_level=3):
         module = transform.Sequential(
             [
@@ -36,7 +38,7 @@ def build(module: IRModule, target: tvm_target.Target) -> Built:
             ]
         )(module)
         module, weights = _take_weights_out(module)
-        executable = relax.build(ScheduleForCpu()(module), target)
+        executable = relax.build(schedule_for_cpu(module), target)
     return Built(executable, weights)
 
 
@@ -50,7 +52,7 @@ def _take_weights_out(module: IRModule) -> tuple[IRModule, list[Any]]:
 
 
 @relax.expr_functor.mutator
-class _ConstantLifter(relax.PyExprMutator):  # type: ignore[misc]  # TVM is untyped
+class _ConstantLifter(relax.PyExprMutator):
     def __init__(self, module: IRModule) -> None:
         super().__init__(module)
         self.constants: list[Any] = []

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from torch import fx
-
-from tvm import ir, relax, te, tirx
+from tvm import ir, relax, s_tir, te, tirx
 
 __all__ = ["CONVERTERS", "Call", "Converter", "Refused", "converts", "dtype_name", "wide"]
 
 Converter = Callable[..., Any]
 
-CONVERTERS: dict[torch._ops.OpOverload, Converter] = {}
+CONVERTERS: dict[Any, Converter] = {}
+"""Converter of each overload (and of `operator.getitem`)."""
 
 _NARROW_FLOATS = ("float16", "bfloat16")
 
@@ -29,7 +29,7 @@ class Refused(Exception):
     """This backend cannot convert a node; the message is the reason."""
 
 
-def converts(*overloads: torch._ops.OpOverload) -> Callable[[Converter], Converter]:
+def converts(*overloads: Any) -> Callable[[Converter], Converter]:
     """Register a function as the converter of the given overloads."""
 
     def register(function: Converter) -> Converter:
@@ -55,10 +55,17 @@ def wide(dtype: str) -> str:
 class Call:
     """One node under conversion: its torch metadata, and the means to emit Relax code for it."""
 
-    def __init__(self, builder: relax.BlockBuilder, node: fx.Node, size: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        builder: relax.BlockBuilder,
+        node: fx.Node,
+        size: Callable[[Any], Any],
+        symbols: Callable[[], Sequence[Any]],
+    ) -> None:
         self.builder = builder
         self.node = node
         self._size = size
+        self._symbols = symbols
 
     @property
     def meta(self) -> Any:
@@ -92,16 +99,35 @@ class Call:
         return value if dtype_of(value) == dtype else self.emit(relax.op.astype(value, dtype))
 
     def operand(self, value: Any, dtype: str) -> Any:
-        """A tensor cast to `dtype`, or a Python number as a constant of that dtype."""
+        """A tensor cast to `dtype`, or a number (a symbolic size too) as a 0-d tensor of that dtype."""
         if isinstance(value, bool | int | float):
             return relax.const(value, dtype)
-        if not isinstance(value, ir.Expr) or not isinstance(value.ty, relax.TensorType):
-            raise Refused(f"an operand is not a tensor or a plain number: {value}")
+        if not isinstance(value, ir.Expr):
+            raise Refused(f"an operand is not a tensor or a number: {value}")
+        if not isinstance(value.ty, relax.TensorType):
+            return self.compute(lambda: te.compute((), lambda: tirx.Cast(dtype, value), name="size"), name="size")
         return self.cast(value, dtype)
 
     def compute(self, function: Callable[..., te.Tensor], *inputs: Any, name: str = "compute") -> Any:
-        """Emit a tensor-expression function of the inputs."""
-        return self.builder.emit_te(function, *inputs, primfunc_name_hint=name)
+        """Emit a tensor-expression function of the inputs.
+
+        The expression may use the symbols of any size. Those that no input has as a dimension become arguments.
+        (`BlockBuilder.emit_te` finds only the symbols of shapes.)
+        """
+        tensors = [relax.expr.te_tensor(value, {}, f"x{position}") for position, value in enumerate(inputs)]
+        result = function(*tensors)
+        bound = [size for value in inputs for size in value.ty.shape]
+        used = tirx.analysis.undefined_vars(te.create_prim_func([*tensors, result], "int64").body)
+        used = [*used, *(v for size in result.shape for v in tirx.analysis.undefined_vars(tirx.convert(size)))]
+        free = [
+            symbol
+            for symbol in self._symbols()
+            if any(symbol.same_as(v) for v in used) and not any(symbol.same_as(size) for size in bound)
+        ]
+        code = s_tir.renew_defs(te.create_prim_func([*tensors, *free, result], "int64"))
+        place = self.builder.add_func(code.without_attr("global_symbol"), name)
+        kind = relax.TensorType(list(result.shape), result.dtype)
+        return self.emit(relax.call_tir(place, [*inputs, *free], kind))
 
     def reshape(self, value: Any, shape: Sequence[Any]) -> Any:
         return self.emit(relax.op.reshape(value, list(shape)))

@@ -105,11 +105,12 @@ def _aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return array
     room = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
-    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy: np.ndarray[Any, Any] = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     np.copyto(copy, array)
     return copy
 
 
 def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     """A TVM tensor as a numpy array over the same memory."""
-    return np.from_dlpack(tensor)
+    array: np.ndarray[Any, Any] = np.from_dlpack(tensor)
+    return array

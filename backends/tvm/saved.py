@@ -32,6 +32,7 @@ SCHEMA = 1
 
 _CODE, _WEIGHTS = "model.so", "weights.bin"
 _ALIGNMENT = 64
+_PACKAGES = ("apache-tvm", "apache-tvm-ffi")
 
 
 def save(artifact: TvmArtifact, directory: str | os.PathLike[str]) -> None:
@@ -53,7 +54,7 @@ def save(artifact: TvmArtifact, directory: str | os.PathLike[str]) -> None:
             "signature": artifact.signature.to_json(),
             "target": artifact.target.to_json(),
             "threads": artifact.threads,
-            "versions": {"graphopt": graphopt.__version__, "tvm": version("apache-tvm"), "tvm_ffi": version("apache-tvm-ffi")},
+            "versions": {"graphopt": graphopt.__version__} | {name: version(name) for name in _PACKAGES},
             "weights": weights,
             "sha256": {name: _digest(folder / name) for name in (_CODE, _WEIGHTS)},
         }
@@ -124,7 +125,7 @@ def _write_weights(path: Path, weights: Iterable[Any]) -> list[dict[str, Any]]:
     rows = []
     with path.open("wb") as file:
         for weight in weights:
-            file.write(b"\\0" * (-file.tell() % _ALIGNMENT))
+            file.write(b"\0" * (-file.tell() % _ALIGNMENT))
             rows.append({"dtype": str(weight.dtype), "shape": [int(n) for n in weight.shape], "offset": file.tell()})
             file.write(_bytes(weight))
     return rows

@@ -1,9 +1,9 @@
 """A simple schedule for CPU code: safe, general, far from the best.
 
 Every function is treated block by block. What is element-wise is inlined into its consumer. A product (a sum of
-multiplications: convolution, matrix product) is computed in tiles of accumulators that fit the vector registers, with the
-reduction outside the tile and what follows it (bias, activation) at the tile. Everything else runs in parallel over its
-outer loops, vectorised along the last one. A block that a rule cannot handle stays as it was.
+multiplications: convolution, matrix product) is computed in tiles of accumulators that fit the vector registers,
+with the reduction outside the tile and what follows it (bias, activation) at the tile. Everything else runs in
+parallel over its outer loops, vectorised along the last one. A block that a rule cannot handle stays as it was.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import tvm_ffi
+from tvm import IRModule, ir, s_tir, tirx
 
-from tvm import IRModule, ir, s_tir, tirx, transform
-
-__all__ = ["ScheduleForCpu"]
+__all__ = ["schedule_for_cpu"]
 
 _LANES = 8
 _ACCUMULATORS = 12
@@ -24,16 +23,13 @@ _WIDEST = 32
 """Longest run of elements that is vectorised at once."""
 
 
-@transform.module_pass(opt_level=0, name="ScheduleForCpu")
-class ScheduleForCpu:
+def schedule_for_cpu(module: IRModule) -> IRModule:
     """Schedule every function of a module for parallel vector code."""
-
-    def transform_module(self, module: IRModule, _context: Any) -> IRModule:
-        functions = {
-            name: _scheduled(function) if isinstance(function, tirx.PrimFunc) else function
-            for name, function in module.functions.items()
-        }
-        return IRModule(functions, module.attrs)
+    functions = {
+        name: _scheduled(function) if isinstance(function, tirx.PrimFunc) else function
+        for name, function in module.functions.items()
+    }
+    return IRModule(functions, module.attrs)
 
 
 def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -9,9 +9,9 @@ from typing import Any
 
 import sympy
 import torch
+from tvm import tirx
 
 from graphopt.backends.tvm.registry import Refused
-from tvm import tirx
 
 __all__ = ["Symbols"]
 
@@ -25,8 +25,8 @@ class Symbols:
     def items(self) -> ItemsView[str, Any]:
         return self._variables.items()
 
-    def is_symbol(self, size: Any) -> bool:
-        return any(size is variable or variable.same_as(size) for variable in self._variables.values())
+    def variables(self) -> list[Any]:
+        return list(self._variables.values())
 
     def size(self, value: Any) -> Any:
         """An integer as it is; a SymInt as a TIR expression.

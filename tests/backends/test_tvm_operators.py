@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import graphopt as go
-from graphopt.errors import UnsupportedError
 from tests.backends import operators as table
 from tests.compare import relative_error
 

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import torch
+from tvm import relax, te, tirx
 
 from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_of, normal_axis, shape_of, wide
-from tvm import relax, te, tirx
 
 aten = torch.ops.aten
 op = relax.op

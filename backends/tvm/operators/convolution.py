@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tvm import relax, te, tirx
 
 from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, static_shape, wide
-from tvm import relax, te, tirx
 
 aten = torch.ops.aten
 op = relax.op

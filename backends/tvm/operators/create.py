@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tvm import relax, te, tirx
 
 from graphopt.backends.tvm.registry import Call, Refused, converts
-from tvm import relax, te, tirx
 
 aten = torch.ops.aten
 op = relax.op

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tvm import relax, te, tirx
 
 from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_name, dtype_of, wide
-from tvm import relax, te, tirx
 
 aten = torch.ops.aten
 op = relax.op
@@ -203,10 +203,15 @@ def power(call: Call, self: Any, exponent: Any) -> Any:
 
 def _comparison(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     def convert(call: Call, self: Any, other: Any) -> Any:
-        dtype = dtype_name(torch.result_type(call.meta_of(0), call.meta_of(1)))
+        dtype = dtype_name(torch.result_type(*(_known(call.meta_of(position)) for position in (0, 1))))
         return function(*_operands(call, self, other, "int32" if dtype == "bool" else wide(dtype)))
 
     return convert
+
+
+def _known(value: Any) -> Any:
+    """A value of the same kind for torch's promotion rules, in which a symbolic size is a Python integer."""
+    return 1 if isinstance(value, torch.SymInt) else value
 
 
 for _name, _function in {

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tvm import relax, te, tirx
 
 from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_of, normal_axis, shape_of
-from tvm import relax, te, tirx
 
 aten = torch.ops.aten
 op = relax.op

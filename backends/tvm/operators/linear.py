@@ -7,9 +7,9 @@ import operator
 from typing import Any
 
 import torch
+from tvm import relax
 
 from graphopt.backends.tvm.registry import Call, converts, shape_of, wide
-from tvm import relax
 
 aten = torch.ops.aten
 op = relax.op
@@ -19,8 +19,8 @@ op = relax.op
 def linear(call: Call, input: Any, weight: Any, bias: Any = None) -> Any:
     """input [..., in], weight [out, in], bias [out] -> [..., out].
 
-    The weight is turned to [in, out] while compiling, so that the sums run along vectors of outputs. The leading axes are
-    merged: the batch and the sequence make one long axis to divide among threads.
+    The weight is turned to [in, out] while compiling, so that the sums run along vectors of outputs. The leading axes
+    are merged: the batch and the sequence make one long axis to divide among threads.
     """
     dtype = wide(call.dtype)
     *rows, width = shape_of(input)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from tvm import relax, te, tirx
 
 from graphopt.backends.tvm.registry import Call, Refused, converts, normal_axis, shape_of
-from tvm import relax, te, tirx
 
 aten = torch.ops.aten
 op = relax.op
@@ -131,7 +131,13 @@ def _parts(call: Call, x: Any, dim: int) -> tuple[Any, ...]:
     return tuple(pieces)
 
 
-@converts(aten.split.Tensor, aten.chunk.default, aten.split_with_sizes.default, aten.split.sizes, aten.tensor_split.sections)
+@converts(
+    aten.split.Tensor,
+    aten.split.sizes,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.tensor_split.sections,
+)
 def split(call: Call, self: Any, dim: int = 0, **how: Any) -> Any:
     return _parts(call, self, dim)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import dlpack
+from tvm import ir, relax
 
 from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, wide
-from tvm import ir, relax, te, tirx
 
 aten = torch.ops.aten
 op = relax.op
@@ -24,12 +25,7 @@ def mean_of(call: Call, x: Any, axes: Sequence[int]) -> Any:
     total = call.emit(op.sum(x, list(axes), keepdims=True))
     if isinstance(count, int):
         return call.emit(op.divide(total, relax.const(float(count) if count else np.nan, dtype)))
-    return call.emit(op.divide(total, size_as_tensor(call, count, dtype)))
-
-
-def size_as_tensor(call: Call, size: Any, dtype: str) -> Any:
-    """A 0-d tensor holding a symbolic size."""
-    return call.compute(lambda: te.compute((), lambda: tirx.Cast(dtype, size), name="size"), name="size")
+    return call.emit(op.divide(total, call.operand(count, dtype)))
 
 
 def standardize(call: Call, x: Any, axes: Sequence[int], eps: float) -> Any:
@@ -166,6 +162,11 @@ def native_batch_norm(
     return (result, None, None)
 
 
+@converts(aten._native_batch_norm_legit_functional.default)
+def training_batch_norm(call: Call, **arguments: Any) -> Any:
+    raise Refused("batch_norm in training mode; call model.eval() first")
+
+
 @converts(aten.native_layer_norm.default)
 def native_layer_norm(
     call: Call, input: Any, normalized_shape: Sequence[Any], weight: Any, bias: Any, eps: float
@@ -177,7 +178,7 @@ def _numbers(value: Any) -> Any:
     """A parameter's numbers in float64."""
     if not isinstance(value, ir.GenericConst):
         raise Refused("batch_norm whose statistics, weight or bias are computed by the graph")
-    return torch.from_dlpack(value.value).double().numpy()
+    return dlpack.from_dlpack(value.value).double().numpy()
 
 
 def _constant(numbers: Any, dtype: str) -> Any:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from tvm import relax, te, tirx
 
 from graphopt.backends.tvm.operators.normalize import mean_of
 from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, wide
-from tvm import relax, te, tirx
 
 aten = torch.ops.aten
 op = relax.op

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from tvm import relax
 
 from graphopt.backends.tvm.operators.normalize import mean_of
 from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_of, normal_axis, shape_of, wide
-from tvm import relax
 
 aten = torch.ops.aten
 op = relax.op

@@ -1,7 +1,8 @@
 """Interpolation, one axis at a time.
 
 The weights of each axis are not derived here: torch itself resizes the identity matrix along one axis, which gives the
-exact matrix [out, in] of the operator, whatever its mode, scale and alignment. Its few non-zero taps become two small tables.
+exact matrix [out, in] of the operator, whatever its mode, scale and alignment. Its few non-zero taps become
+two small tables.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tvm import relax, te
 
 from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, wide
-from tvm import relax, te
 
 aten = torch.ops.aten
 

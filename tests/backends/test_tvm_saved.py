@@ -1,0 +1,158 @@
+"""Artifacts on disk: read without torch, refused when anything about them is not as it was saved."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphopt as go
+from graphopt.backend import load_artifact
+from graphopt.backends.tvm import load
+from graphopt.backends.tvm.artifact import TvmArtifact
+from graphopt.errors import GraphoptError, LoadError, UsageError
+from tests.compare import relative_error
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, image: Tensor) -> dict[str, object]:
+        features = self.conv(image).relu()
+        return {"features": [features], "logits": self.head(features.mean((2, 3)))}
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture(scope="module")
+def artifact(net: Net) -> TvmArtifact:
+    model = go.capture(net, (torch.randn(2, 3, 8, 8),), dynamic={"image": {0: "batch"}})
+    built = go.build(model, threads=2)
+    assert isinstance(built, TvmArtifact)
+    return built
+
+
+@pytest.fixture
+def saved(artifact: TvmArtifact, tmp_path: Path) -> Path:
+    artifact.save(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_a_saved_artifact_gives_the_same_outputs(net: Net, artifact: TvmArtifact, saved: Path) -> None:
+    loaded = load(saved)
+    assert loaded.threads == 2
+    assert loaded.signature == artifact.signature
+    assert loaded.target == artifact.target
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 8, 8)
+        assert relative_error(loaded(x), artifact(x)) == 0
+        assert relative_error(loaded(x), net(x)) < 1e-6
+
+
+def test_it_runs_in_a_process_that_never_imports_torch(net: Net, saved: Path) -> None:
+    x = torch.randn(3, 3, 8, 8)
+    np.save(saved.parent / "x.npy", x.numpy())
+    program = """
+import sys
+import numpy as np
+from graphopt.backend import load_artifact
+artifact = load_artifact(sys.argv[1])
+x = np.load(sys.argv[2])
+by_name, by_position = artifact(image=x), artifact(x)
+assert np.array_equal(by_name["logits"], by_position["logits"])
+assert isinstance(by_name["features"], list)
+assert artifact.bench(x, rounds=2, warmup=1).median > 0
+assert not {"torch", "tvm", "onnx"} & set(sys.modules), sorted(sys.modules)
+np.save(sys.argv[3], by_name["logits"])
+"""
+    out = saved.parent / "y.npy"
+    command = [sys.executable, "-c", program, str(saved), str(saved.parent / "x.npy"), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert relative_error(torch.from_numpy(np.load(out)), net(x)["logits"]) < 1e-6
+
+
+def _edited(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def _flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), "is not a saved artifact"),
+    "half a manifest": (lambda f: (f / "manifest.json").write_text('{"backend": "tv'), "is not a saved artifact"),
+    "manifest of nothing": (lambda f: (f / "manifest.json").write_text("[]"), "is not a saved artifact"),
+    "no code": (lambda f: (f / "model.so").unlink(), "is missing"),
+    "no weights": (lambda f: (f / "weights.bin").unlink(), "is missing"),
+    "changed code": (lambda f: _flip_a_byte(f / "model.so"), "is not the file that was saved"),
+    "changed weights": (lambda f: _flip_a_byte(f / "weights.bin"), "is not the file that was saved"),
+    "newer format": (lambda f: _edited(f, lambda m: m.update(schema=99)), "has format 99"),
+    "no signature": (lambda f: _edited(f, lambda m: m.pop("signature")), "is damaged"),
+    "weights beyond the file": (lambda f: _edited(f, lambda m: m["weights"][-1].update(offset=10**9)), "is too short"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_refused(saved: Path, damage: str) -> None:
+    spoil, message = DAMAGES[damage]
+    spoil(saved)
+    with pytest.raises(LoadError, match=message):
+        load_artifact(saved)
+
+
+def test_an_unknown_backend_in_the_manifest_is_named(saved: Path) -> None:
+    _edited(saved, lambda m: m.update(backend="tvn"))
+    with pytest.raises(UsageError, match="no backend 'tvn'"):
+        load_artifact(saved)
+
+
+def test_nothing_is_left_behind_when_it_cannot_be_written(artifact: TvmArtifact, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        artifact.save(tmp_path / "no" / "such" / "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_half_way_keeps_the_older_folder(
+    artifact: TvmArtifact, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("graphopt.backends.tvm.saved._write_weights", full_disk)
+    with pytest.raises(UsageError, match="No space left"):
+        artifact.save(saved)
+    load_artifact(saved)
+    assert [path.name for path in saved.parent.iterdir()] == ["bundle"]
+
+
+def test_saving_again_replaces_the_folder(artifact: TvmArtifact, saved: Path) -> None:
+    (saved / "stale").write_text("from before")
+    artifact.save(saved)
+    assert not (saved / "stale").exists()
+    load_artifact(saved)
+
+
+def test_a_loaded_artifact_says_how_to_save_it(saved: Path) -> None:
+    with pytest.raises(GraphoptError, match="was loaded from a folder"):
+        load(saved).save(saved.parent / "again")
