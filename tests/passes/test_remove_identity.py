@@ -64,7 +64,7 @@ IDENTITIES = {
     "nearest by 1": lambda x: F.interpolate(x, scale_factor=1.0),
     "flip of an axis of one": lambda x: x[:, :1].flip(1),
     "roll by a whole turn": lambda x: x.roll(6, 2),
-    "twice negated": lambda x: -(-x),
+    "twice negated": lambda x: x.neg().neg(),
     "floor of floor": lambda x: x.floor().floor(),
     "pixel shuffle by 1": lambda x: F.pixel_shuffle(x, 1),
 }

@@ -31,8 +31,8 @@ SHORTER = {
         ["reshape", "permute", "reshape"],
     ),
     "attention heads by way of a large batch": (
-        lambda x: x[..., 0].reshape(2, 6, 4).transpose(0, 1).reshape(6, 4, 2).permute(1, 0, 2),
-        ["select.int", "permute", "reshape", "permute"],
+        lambda x: x[..., 0].reshape(2, 12, 2).transpose(0, 1).reshape(6, 2, 2, 2),
+        ["select.int", "reshape", "permute"],
     ),
     "queries, keys and values": (
         lambda x: x.flatten(2).unflatten(-1, (5, 4)).unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous(),
@@ -143,7 +143,7 @@ def test_axes_that_a_reshape_cuts_end_a_chain() -> None:
 def test_views_behind_become_reshapes() -> None:
     net = Net(lambda _, x: x.transpose(1, 2).contiguous().relu().view(2, 24, 5))
     _, after, _ = apply(net, (X,), PASS)
-    assert operators(after) == ["transpose.int", "relu", "reshape"] and errors_at(net, after, (X,)) == 0
+    assert operators(after) == ["permute", "relu", "reshape"] and errors_at(net, after, (X,)) == 0
 
 
 def test_output_does_not_become_the_models_own_tensor() -> None:
@@ -172,7 +172,7 @@ def test_limit_stops_and_leaves_a_valid_model() -> None:
 def test_long_chain_is_shortened_in_linear_time() -> None:
     def forward(_, x):
         for _ in range(40):
-            x = x.transpose(1, 2).flatten(2).unflatten(2, (6, 5)).contiguous()
+            x = x.transpose(1, 2).flatten(2).unflatten(2, (x.shape[1], 5)).contiguous()
         return x
 
     _, after, report = apply(Net(forward), (X,), PASS)
