@@ -17,7 +17,7 @@ __all__ = ["Oracle", "relative_error", "tolerance"]
 
 _REASSOCIATION = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """What reordering sums may change, relative to the largest output. Every other dtype has to be equal."""
-_ROUNDINGS = 4
+_ROUNDINGS = 8
 """How many times the noise of one rounding of the weights a rewrite may add."""
 
 

@@ -87,9 +87,10 @@ def _absorb_chain(rw: Rewriter, maps: dict[Node, Affine], node: Node, reasons: d
 
     Together they may do what one by one they cannot: `2 * x - 1` is zero where x is padded with 0.5.
     """
-    beyond = next((why for user in node.users if isinstance(why := read_layer(rw, user), str)), None)
-    if beyond is not None:
-        reasons[node] += f"; {beyond}"
+    layers = [read_layer(rw, user) for user in node.users]
+    beyond = [found for found in layers if isinstance(found, str)]
+    if beyond:
+        reasons[node] += f"; {beyond[0]}"
         return
     chain, composed = [node], [maps[node]]
     while len(chain) < _LONGEST_CHAIN and (before := maps.get(composed[-1].source)) is not None:

@@ -228,6 +228,22 @@ def test_products_with_a_stored_matrix_fold() -> None:
     assert "batch_norm" in operators(after) and "takes no bias" in reasons(report)[0]
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_general_convolution_operator_folds(transposed: bool) -> None:
+    class General(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 4, 3, 3) if transposed else torch.randn(8, 3, 3, 3))
+            self.bn = nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            options = ([2, 2], [1, 1], [1, 1], transposed, [0, 0], 2)
+            return self.bn(torch.convolution(x, self.weight, None, *options))
+
+    after, report = folded(prepared(General(), IMAGES), IMAGES)
+    assert operators(after) == ["convolution"] and not report.misses
+
+
 OUTPUT = "'output' is the output, not a layer"
 
 
