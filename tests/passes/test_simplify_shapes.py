@@ -179,6 +179,37 @@ def test_long_chain_is_shortened_in_linear_time() -> None:
     assert operators(after) == [] and len(report.edits) < 60
 
 
+def rearranged(x: torch.Tensor, seed: int) -> tuple[torch.Tensor, ...]:
+    """Some reshapes, permutations, copies, slices and concatenations of x; values in between are used elsewhere too."""
+    draw, values = random.Random(seed), [x]
+    for _ in range(draw.randint(3, 9)):
+        y = values[-1] if draw.random() < 0.8 else draw.choice(values)
+        axis = draw.randrange(y.dim())
+        order = draw.sample(range(y.dim()), y.dim())
+        flat = y.flatten(axis, draw.randrange(axis, y.dim()))
+        pairs = [(y.unflatten(i, (2, -1)),) for i, n in enumerate(y.shape) if isinstance(n, int) and n and n % 2 == 0]
+        ways = [y.permute(order), y.unsqueeze(axis), y.contiguous(), flat, *draw.choice(pairs or [()])]
+        ways += [
+            y.transpose(axis, -1),
+            torch.cat([torch.cat([y, y + 1], axis), y], axis),
+            y[(slice(None),) * axis + (slice(1),)],
+        ]
+        made = draw.choice(ways)
+        values.append(made if made.dim() < 7 and axis else y.permute(order))
+    return (*draw.sample(values[1:-1], 2), values[-1].sin())
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_random_rearrangements(seed: int) -> None:
+    net = Net(lambda _, x: rearranged(x, seed))
+    before, after, _ = apply(net, (torch.randn(3, 1, 4, 6),), PASS, dynamic=BATCH)
+    for batch in (1, 3, 4):
+        x = torch.randn(batch, 1, 4, 6)
+        assert relative_error(after(x), before(x)) == 0
+    assert len(operators(after)) <= len(operators(before))
+    assert go.run(after, PASS)[1][0].edits == ()
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_plans_do_what_the_chain_does(seed: int) -> None:
     """The algebra by itself, against torch, on random chains of reshapes and permutations."""
