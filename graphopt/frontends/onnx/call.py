@@ -14,7 +14,7 @@ from graphopt.frontends.onnx.reader import Node, Unreadable
 from graphopt.frontends.onnx.registry import Input, Operator, lookup, names
 from graphopt.frontends.onnx.values import Constant, Known, Refusal, Value, refuse
 
-__all__ = ["find", "run", "unsupported"]
+__all__ = ["UnknownValue", "find", "run", "unsupported"]
 
 _REFUSED = {
     **dict.fromkeys(("If", "Loop", "Scan"), "control flow cannot be captured in one graph"),
@@ -34,6 +34,19 @@ _TODO = {
     "the size of its result depends on data": "cut the model before this node",
     "strings and images are no tensors": "do this step outside of the model",
 }
+
+
+class UnknownValue(UnsupportedError):
+    """A value that an operator needs while importing depends on what is fed to the model.
+
+    `inputs` names the graph inputs that it is computed from: fixed as `constants`, they make it known.
+    """
+
+    def __init__(self, error: UnsupportedError, inputs: tuple[str, ...]) -> None:
+        values = ", ".join(f"{name!r}: ..." for name in inputs)
+        todo = f"fix the inputs it is computed from: load_onnx(path, constants={{{values}}})"
+        super().__init__(error.what, where=error.where, why=error.why, todo=todo if inputs else error.todo)
+        self.inputs = inputs
 
 
 def unsupported(node: Node, opset: int, source: str, why: str, todo: str | None = None) -> UnsupportedError:
@@ -131,11 +144,11 @@ def _argument(name: str, value: Value | None, item: Input, load: Callable[[Const
         raise refuse(f"its input '{item.name}' is missing")
     if item.kind == "operand" and numbers and (number := _number(value)) is not None:
         return number
-    if item.kind in ("tensor", "operand") or (item.kind == "either" and _is_array(value)):
-        return _tensor(value, load)  # first, so that the numbers of a weight are never read one by one
     known = _known(value)
-    if item.kind == "either":
-        return known if known is not None and not known.shape else _tensor(value, load)
+    if item.kind == "either" and known is not None and len(known.numbers) == 1:
+        return known
+    if item.kind in ("tensor", "operand", "either"):
+        return _tensor(value, load)
     if known is None:
         raise _not_known(item, name)
     if item.kind == "known":

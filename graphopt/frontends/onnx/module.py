@@ -134,8 +134,8 @@ class OnnxModule(nn.Module):
             return self._load(value)
         return value.tensor() if isinstance(value, Known) else value
 
-    def _advice(self, name: str) -> str:
-        """What to do about a value that should be known: fix the inputs that it is computed from, shapes aside."""
+    def _sources(self, name: str) -> tuple[str, ...]:
+        """The graph inputs that a value is computed from, those left out of which it takes the shape only."""
         producers = {output: node for node, _ in self._plan for output in node.outputs if output}
         inputs = {spec.name for spec in self._onnx.inputs}
         seen: set[str] = set()
@@ -147,8 +147,7 @@ class OnnxModule(nn.Module):
                 continue
             seen.add(current)
             waiting += [] if node is None else [source for source in node.inputs if source]
-        values = ", ".join(f"{source!r}: ..." for source in sorted(seen & inputs))
-        return f"fix the inputs it is computed from: load_onnx(path, constants={{{values}}})"
+        return tuple(sorted(seen & inputs))
 
     @contextmanager
     def _naming(self, node: Node) -> Iterator[None]:
@@ -156,8 +155,8 @@ class OnnxModule(nn.Module):
         try:
             yield
         except Refusal as error:
-            todo = self._advice(error.unknown) if error.unknown else error.todo
-            raise call.unsupported(node, self._onnx.opset, self._onnx.source, error.why, todo) from error
+            wrong = call.unsupported(node, self._onnx.opset, self._onnx.source, error.why, error.todo)
+            raise (call.UnknownValue(wrong, self._sources(error.unknown)) if error.unknown else wrong) from error
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             why = f"torch cannot run it: {str(error).strip().splitlines()[0] if str(error).strip() else type(error)}"
             raise call.unsupported(node, self._onnx.opset, self._onnx.source, why) from error

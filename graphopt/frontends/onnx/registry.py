@@ -10,7 +10,7 @@ and before.
     Ints, int               integers that must be known while importing (a dynamic size is a torch.SymInt)
     Floats, float           floats that must be known while importing
     Known                   any array that must be known while importing, with its dtype
-    Tensor | Known          the one or the other, a known one being 0-d
+    Tensor | Known          the one or the other, a known one being a single number
     X | None                an input that may be left out
     *xs: Tensor             any number of inputs
     outputs: Outputs        keyword-only: how many outputs the node asks for, instead of an attribute

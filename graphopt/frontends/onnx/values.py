@@ -7,6 +7,7 @@ size is a `torch.SymInt` and a float computed from one is a `Ratio` of integers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,7 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Constant", "Floats", "Inexact", "Ints", "Known", "Number", "Operand", "Ratio", "Refusal", "Value", "refuse"]
+__all__ = [
+    "Constant",
+    "Floats",
+    "Inexact",
+    "Ints",
+    "Known",
+    "Number",
+    "Operand",
+    "Ratio",
+    "Refusal",
+    "Value",
+    "refuse",
+    "stored",
+]
 
 Ints = tuple[int, ...]
 """Integers known while importing; a `torch.SymInt` stands where a size is dynamic."""
@@ -86,6 +100,26 @@ class Ratio:
     @property
     def ceil(self) -> Any:
         return -((-self.num) // self.den)
+
+
+def stored(number: float, dtype: torch.dtype) -> float | None:
+    """A number as `dtype` holds it, without making a tensor, which tracing would record; None for other dtypes."""
+    if dtype in (torch.int32, torch.int64):
+        return int(number) if math.isfinite(number) else None
+    if dtype is torch.bool:
+        return bool(number)
+    if dtype is torch.bfloat16:
+        bits = int(np.float32(number).view(np.uint32))
+        if not math.isfinite(number):
+            return number
+        bits += 0x7FFF + (bits >> 16 & 1)  # round to nearest, ties to even, then drop the lower half
+        return float(np.uint32(bits & 0xFFFF0000).view(np.float32))
+    kinds: dict[torch.dtype, type[np.floating[Any]]] = {
+        torch.float16: np.float16,
+        torch.float32: np.float32,
+        torch.float64: np.float64,
+    }
+    return float(kinds[dtype](number)) if dtype in kinds else None
 
 
 Number = Any

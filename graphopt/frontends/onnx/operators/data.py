@@ -12,7 +12,7 @@ from torch import Tensor
 from graphopt.frontends.onnx.dtypes import to_dtype
 from graphopt.frontends.onnx.registry import Outputs, operator
 from graphopt.frontends.onnx.unsigned import same_bits
-from graphopt.frontends.onnx.values import Constant, Ints, Known, refuse
+from graphopt.frontends.onnx.values import Constant, Ints, Known, refuse, stored
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz)
 
@@ -132,9 +132,10 @@ def cast_like(x: Tensor | Known, like: Tensor, *, saturate: int = 1, round_mode:
     """A known number stays known: the type of `like` is all that is asked."""
     if not isinstance(x, Known):
         return convert(x, like.dtype, saturate)
-    if x.concrete:
-        return Known.from_tensor(convert(x.tensor(), like.dtype, saturate))
-    return convert(x.tensor(), like.dtype, saturate)
+    numbers = [stored(v, like.dtype) for v in x.numbers] if x.concrete else [None]
+    if None in numbers:
+        return convert(x.tensor(), like.dtype, saturate)
+    return Known.of(numbers, x.shape, like.dtype)
 
 
 def convert(x: Tensor, dtype: torch.dtype, saturate: int) -> Tensor:

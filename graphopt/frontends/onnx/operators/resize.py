@@ -66,17 +66,22 @@ class Sampling:
     extrapolation: float
 
 
-@operator("Upsample", until=9)
+@operator("Upsample", until=8)
+def upsample_attribute(x: Tensor, *, scales: Floats, mode: str = "nearest") -> Tensor:
+    return resize_plain(x, scales, mode=mode)
+
+
+@operator("Upsample", since=9, until=9)
 def upsample(x: Tensor, scales: Floats, *, mode: str = "nearest") -> Tensor:
     return resize_plain(x, scales, mode=mode)
 
 
 @operator("Resize", since=10, until=10)
 def resize_plain(x: Tensor, scales: Floats, *, mode: str = "nearest") -> Tensor:
-    """Before opset 11 coordinates are asymmetric and nearest rounds down."""
-    return resize(
-        x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor"
-    )  # fmt: skip
+    """Before opset 11 coordinates are asymmetric and nearest rounds down; how it shrinks, runtimes disagree on."""
+    if mode == "nearest" and min(scales) < 1:
+        raise refuse("shrinking to the nearest element is not defined before opset 11")
+    return resize(x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
 @operator("Resize", since=11)
