@@ -2,7 +2,8 @@
 
 Sizes never travel through the graph: torch has inferred every shape as an expression over named symbols, so that each
 is rebuilt as a TIR expression from the node's metadata, and nodes that compute sizes need no conversion at all.
-After each conversion the result is held against torch's shape and cast to torch's dtype.
+What depends on stored tensors alone is computed by torch while importing. After each conversion the result is held
+against torch's shape and cast to torch's dtype.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ class _Importer:
         self.builder = relax.BlockBuilder()
         self.symbols = Symbols()
         self.values: dict[fx.Node, Any] = {}
+        self.stored: dict[fx.Node, Any] = {}
+        self.copies: dict[Any, Any] = {}
         self.unsupported: list[Unsupported] = []
         self.analyzer = sym.Analyzer()
 
@@ -97,7 +100,7 @@ class _Importer:
         return Imported(self.builder.get(), self.unsupported)
 
     def _inputs(self) -> list[Any]:
-        """Bind parameters and buffers as constants (copies); return the variables of the user's tensors."""
+        """Note the parameters and buffers; return the variables of the user's tensors."""
         placeholders = {node.name: node for node in self.program.graph.nodes if node.op == "placeholder"}
         variables = []
         for spec in self.program.graph_signature.input_specs:
@@ -128,7 +131,7 @@ class _Importer:
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
             self._refuse(node, "a stored value is not a dense tensor of a known dtype")
             return
-        self.values[node] = relax.const(_tensor(tensor), dtype_name(tensor.dtype))
+        self.stored[node] = tensor.detach()
 
     def _require_plain_sizes(self, variables: Sequence[Any]) -> None:
         """The compiled function learns a symbol from an input dimension that is the symbol alone."""
@@ -152,8 +155,11 @@ class _Importer:
             if meta is None and not _is_check(node):
                 self._refuse(node, "it returns nothing that a compiled graph could hold")
             return
-        if any(argument not in self.values for argument in node.all_input_nodes if _holds_tensor(argument.meta["val"])):
-            self._stand_in(node)
+        if isinstance(meta, torch.Tensor) and node.target in _FILLERS and _computable(node):
+            self.stored[node] = torch.full(meta.shape, _FILLERS[node.target], dtype=meta.dtype)
+            return
+        if _computable(node) and all(argument in self.stored for argument in node.all_input_nodes):
+            self.stored[node] = self._computed(node)
             return
         try:
             call = Call(self.builder, node, self.symbols.size, self.symbols.variables)
@@ -169,7 +175,8 @@ class _Importer:
         for value in (call.meta, *(n.meta["val"] for n in call.node.all_input_nodes)):
             self._check_dtypes(value)
         if target is operator.getitem:
-            return converter(call, self._value(call.node.args[0]), call.node.args[1])
+            (source,) = call.node.all_input_nodes
+            return converter(call, self._tensors(source), call.node.args[1])
         return converter(call, **self._arguments(call.node))
 
     def _check_dtypes(self, meta: Any) -> None:
@@ -189,7 +196,29 @@ class _Importer:
         if not isinstance(value, fx.Node):
             return value
         meta = value.meta["val"]
-        return self.values[value] if _holds_tensor(meta) else self.symbols.size(meta)
+        return self._tensors(value) if _holds_tensor(meta) else self.symbols.size(meta)
+
+    def _tensors(self, node: fx.Node) -> Any:
+        """The Relax value of a node; a stored tensor becomes a constant when it is first asked for."""
+        if node not in self.values:
+            stored = self.stored[node]
+            self.values[node] = (
+                tuple(self._constant(t) for t in stored) if isinstance(stored, tuple | list) else self._constant(stored)
+            )
+        return self.values[node]
+
+    def _constant(self, tensor: torch.Tensor) -> Any:
+        """A constant that holds a copy of the tensor; tied tensors share one."""
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else None
+        if key is None or key not in self.copies:
+            self.copies[key] = relax.const(_copy(tensor), dtype_name(tensor.dtype))
+        return self.copies[key]
+
+    def _computed(self, node: fx.Node) -> Any:
+        """What torch computes for a node of stored tensors."""
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda argument: self.stored[argument])
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator]  # an operator overload
 
     def _settle(self, node: fx.Node, value: Any, meta: Any) -> Any:
         """Emit the converted value in torch's dtype, and check its shape against torch's."""
@@ -237,7 +266,7 @@ class _Importer:
             if spec.kind != OutputKind.USER_OUTPUT:
                 self._refuse(value, f"it writes to '{spec.target}'; a compiled graph has no state")
             elif isinstance(spec.arg, TensorArgument):
-                results.append(self.values.get(value, relax.const(0.0)))
+                results.append(self._tensors(value))
             elif not isinstance(spec.arg, ConstantArgument):
                 self._refuse(value, "an output is a size, not a tensor")
         return results
@@ -249,11 +278,46 @@ def _holds_tensor(meta: Any) -> bool:
     return isinstance(meta, torch.Tensor)
 
 
+_FILLERS: dict[Any, int] = {
+    torch.ops.aten.new_zeros.default: 0,
+    torch.ops.aten.new_ones.default: 1,
+    torch.ops.aten.zeros_like.default: 0,
+    torch.ops.aten.ones_like.default: 1,
+}
+"""Operators that take a tensor for its dtype and shape alone, and what they fill the result with."""
+
+_LARGEST_COMPUTED = 1 << 20
+"""Elements that computing ahead may make out of fewer, such as a mask out of nothing."""
+
+
+def _computable(node: fx.Node) -> bool:
+    """Whether torch can compute a node ahead: a pure, unrandom operator whose result has a fixed, moderate size."""
+    if node.target is not operator.getitem:
+        if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
+            return False
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
+            return False
+    arguments = [] if node.target in _FILLERS else node.all_input_nodes
+    given = [meta for argument in arguments for meta in _flat(argument.meta["val"])]
+    made = _flat(node.meta["val"])
+    if not all(_is_static(meta) and meta.dtype in _DTYPES for meta in (*given, *made)):
+        return False
+    return sum(m.numel() for m in made) <= max(sum(m.numel() for m in given), _LARGEST_COMPUTED)
+
+
+def _flat(meta: Any) -> list[torch.Tensor]:
+    return [m for m in (meta if isinstance(meta, tuple | list) else [meta]) if isinstance(m, torch.Tensor)]
+
+
+def _is_static(meta: torch.Tensor) -> bool:
+    return all(isinstance(size, int) for size in meta.shape)
+
+
 def _operator_name(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_function" else node.op
 
 
-def _tensor(tensor: torch.Tensor) -> Any:
+def _copy(tensor: torch.Tensor) -> Any:
     """A copy of a torch tensor in TVM's memory (so that later training does not change a compiled model)."""
     from tvm import runtime
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from tvm import ir, relax, s_tir, te, tirx
+from torch.utils import dlpack
+from tvm import ir, relax, runtime, s_tir, te, tirx
 
-__all__ = ["CONVERTERS", "Call", "Converter", "Refused", "converts", "dtype_name", "wide"]
+__all__ = ["CONVERTERS", "Call", "Converter", "Refused", "converts", "dtype_name", "precomputed", "wide"]
 
 Converter = Callable[..., Any]
 
@@ -96,7 +97,11 @@ class Call:
 
     def cast(self, value: Any, dtype: str) -> Any:
         """`value` in `dtype`; nothing is emitted when it already is."""
-        return value if dtype_of(value) == dtype else self.emit(relax.op.astype(value, dtype))
+        if dtype_of(value) == dtype:
+            return value
+        if isinstance(value, ir.GenericConst):
+            return precomputed(value, lambda tensor: tensor.to(getattr(torch, dtype)))
+        return self.emit(relax.op.astype(value, dtype))
 
     def operand(self, value: Any, dtype: str) -> Any:
         """A tensor cast to `dtype`, or a number (a symbolic size too) as a 0-d tensor of that dtype."""
@@ -130,11 +135,19 @@ class Call:
         return self.emit(relax.call_tir(place, [*inputs, *free], kind))
 
     def reshape(self, value: Any, shape: Sequence[Any]) -> Any:
+        if isinstance(value, ir.GenericConst) and all(isinstance(size, int) for size in shape):
+            return precomputed(value, lambda tensor: tensor.reshape(list(shape)))
         return self.emit(relax.op.reshape(value, list(shape)))
 
     def _first_meta(self) -> Any:
         meta = self.meta
         return meta[0] if isinstance(meta, tuple | list) else meta
+
+
+def precomputed(constant: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A constant made from another one by torch, now: cheaper than compiling code that makes it once."""
+    result = function(dlpack.from_dlpack(constant.value)).contiguous()
+    return relax.const(runtime.from_dlpack(result), dtype_name(result.dtype))
 
 
 def dtype_of(value: Any) -> str:

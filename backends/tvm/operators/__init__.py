@@ -1,6 +1,7 @@
 """Converters of ATen operators to Relax, one family per file; importing this package fills the table."""
 
 from graphopt.backends.tvm.operators import (
+    activation,
     attention,
     convolution,
     create,
@@ -9,12 +10,14 @@ from graphopt.backends.tvm.operators import (
     linear,
     movement,
     normalize,
+    padding,
     pool,
     reduce,
     resize,
 )
 
 __all__ = [
+    "activation",
     "attention",
     "convolution",
     "create",
@@ -23,6 +26,7 @@ __all__ = [
     "linear",
     "movement",
     "normalize",
+    "padding",
     "pool",
     "reduce",
     "resize",

@@ -1,4 +1,4 @@
-"""Element-wise operators: arithmetic, comparisons, logic, activations, casts.
+"""Element-wise operators: arithmetic, comparisons, logic, casts.
 
 Arithmetic is done in the dtype torch infers for the result (comparisons: in the promoted dtype of both operands), in
 float32 for the 16-bit floats. NaN is not guaranteed to pass through maximum, minimum, clamp and relu.
@@ -6,7 +6,6 @@ float32 for the 16-bit floats. NaN is not guaranteed to pass through maximum, mi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,26 +18,26 @@ aten = torch.ops.aten
 op = relax.op
 
 
-def _compute_dtype(call: Call) -> str:
+def compute_dtype(call: Call) -> str:
     """Where element-wise arithmetic happens: booleans are added and multiplied as numbers, then cast back."""
     return "int32" if call.dtype == "bool" else wide(call.dtype)
 
 
 def _unary(function: Callable[[Any], Any]) -> Callable[..., Any]:
     def convert(call: Call, self: Any) -> Any:
-        return function(call.operand(self, _compute_dtype(call)))
+        return function(call.operand(self, compute_dtype(call)))
 
     return convert
 
 
-def _per_element(call: Call, function: Callable[..., Any], *inputs: Any) -> Any:
+def per_element(call: Call, function: Callable[..., Any], *inputs: Any) -> Any:
     """Apply a scalar TIR function to every element of inputs of equal shape."""
     return call.compute(lambda *x: te.compute(x[0].shape, lambda *i: function(*(t(*i) for t in x))), *inputs)
 
 
 def _scalar_unary(function: Callable[[Any], Any]) -> Callable[..., Any]:
     def convert(call: Call, self: Any) -> Any:
-        return _per_element(call, function, call.operand(self, _compute_dtype(call)))
+        return per_element(call, function, call.operand(self, compute_dtype(call)))
 
     return convert
 
@@ -98,7 +97,7 @@ def _operands(call: Call, a: Any, b: Any, dtype: str) -> tuple[Any, Any]:
 
 def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     def convert(call: Call, self: Any, other: Any) -> Any:
-        return function(*_operands(call, self, other, _compute_dtype(call)))
+        return function(*_operands(call, self, other, compute_dtype(call)))
 
     return convert
 
@@ -112,19 +111,19 @@ converts(aten.atan2.default)(_binary(op.atan2))
 
 @converts(aten.add.Tensor, aten.add.Scalar)
 def add(call: Call, self: Any, other: Any, alpha: Any = 1) -> Any:
-    dtype = _compute_dtype(call)
+    dtype = compute_dtype(call)
     return op.add(call.operand(self, dtype), _scaled(call, other, alpha, dtype))
 
 
 @converts(aten.sub.Tensor, aten.sub.Scalar)
 def sub(call: Call, self: Any, other: Any, alpha: Any = 1) -> Any:
-    dtype = _compute_dtype(call)
+    dtype = compute_dtype(call)
     return op.subtract(call.operand(self, dtype), _scaled(call, other, alpha, dtype))
 
 
 @converts(aten.rsub.Tensor, aten.rsub.Scalar)
 def rsub(call: Call, self: Any, other: Any, alpha: Any = 1) -> Any:
-    dtype = _compute_dtype(call)
+    dtype = compute_dtype(call)
     return op.subtract(call.operand(other, dtype), _scaled(call, self, alpha, dtype))
 
 
@@ -135,7 +134,7 @@ def _scaled(call: Call, value: Any, alpha: Any, dtype: str) -> Any:
 
 @converts(aten.div.Tensor_mode, aten.div.Scalar_mode)
 def div_mode(call: Call, self: Any, other: Any, rounding_mode: str | None) -> Any:
-    a, b = _operands(call, self, other, _compute_dtype(call))
+    a, b = _operands(call, self, other, compute_dtype(call))
     if rounding_mode is None:
         return op.divide(a, b)
     if rounding_mode == "floor":
@@ -143,7 +142,7 @@ def div_mode(call: Call, self: Any, other: Any, rounding_mode: str | None) -> An
     if "float" in call.dtype:
         return op.trunc(call.emit(op.divide(a, b)))
     a, b = _broadcast(call, a, b)
-    return _per_element(call, tirx.truncdiv, a, b)
+    return per_element(call, tirx.truncdiv, a, b)
 
 
 converts(aten.floor_divide.default, aten.floor_divide.Scalar)(_binary(op.floor_divide))
@@ -157,21 +156,21 @@ def _broadcast(call: Call, *operands: Any) -> list[Any]:
 def remainder(call: Call, self: Any, other: Any) -> Any:
     """The remainder with the sign of the divisor."""
     if "float" not in call.dtype:
-        return op.floor_mod(*_operands(call, self, other, _compute_dtype(call)))
+        return op.floor_mod(*_operands(call, self, other, compute_dtype(call)))
 
     def scalar(x: Any, y: Any) -> Any:
         rest = _float_rest(x, y)
         return tirx.Select(rest * y < 0.0, rest + y, rest)
 
-    return _per_element(call, scalar, *_exact_operands(call, self, other))
+    return per_element(call, scalar, *_exact_operands(call, self, other))
 
 
 @converts(aten.fmod.Tensor, aten.fmod.Scalar)
 def fmod(call: Call, self: Any, other: Any) -> Any:
     """The remainder with the sign of the dividend."""
     if "float" in call.dtype:
-        return _per_element(call, _float_rest, *_exact_operands(call, self, other))
-    return _per_element(call, tirx.truncmod, *_broadcast(call, *_operands(call, self, other, call.dtype)))
+        return per_element(call, _float_rest, *_exact_operands(call, self, other))
+    return per_element(call, tirx.truncmod, *_broadcast(call, *_operands(call, self, other, call.dtype)))
 
 
 def _exact_operands(call: Call, a: Any, b: Any) -> list[Any]:
@@ -187,7 +186,7 @@ def _float_rest(x: Any, y: Any) -> Any:
 
 @converts(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
 def power(call: Call, self: Any, exponent: Any) -> Any:
-    dtype = _compute_dtype(call)
+    dtype = compute_dtype(call)
     if isinstance(exponent, int | float) and exponent in (0.5, 1, 2, 3):
         base = call.operand(self, dtype)
         if exponent == 0.5:
@@ -279,7 +278,7 @@ def masked_fill(call: Call, self: Any, mask: Any, value: Any) -> Any:
 
 @converts(aten.clamp.default, aten.clamp.Tensor)
 def clamp(call: Call, self: Any, min: Any = None, max: Any = None) -> Any:
-    dtype = _compute_dtype(call)
+    dtype = compute_dtype(call)
     result = call.operand(self, dtype)
     if min is not None:
         result = call.emit(op.maximum(result, call.operand(min, dtype)))
@@ -296,11 +295,6 @@ def clamp_min(call: Call, self: Any, min: Any) -> Any:
 @converts(aten.clamp_max.default)
 def clamp_max(call: Call, self: Any, max: Any) -> Any:
     return clamp(call, self, None, max)
-
-
-@converts(aten.hardtanh.default)
-def hardtanh(call: Call, self: Any, min_val: Any = -1, max_val: Any = 1) -> Any:
-    return clamp(call, self, min_val, max_val)
 
 
 @converts(aten.isnan.default)
@@ -321,101 +315,7 @@ def expm1(call: Call, self: Any) -> Any:
         series = x * (1.0 + x * (0.5 + x * (1 / 6 + x / 24)))
         return tirx.Select(tirx.abs(x) < 1e-2, series, tirx.exp(x) - 1.0)
 
-    return _per_element(call, scalar, call.operand(self, _compute_dtype(call)))
-
-
-def _polynomial(call: Call, self: Any, function: Callable[[Any, Callable[[float], Any]], Any]) -> Any:
-    """An element-wise formula of one input; `function(x, const)` builds it from TIR scalars."""
-    dtype = _compute_dtype(call)
-    return _per_element(call, lambda x: function(x, lambda v: tirx.const(v, dtype)), call.operand(self, dtype))
-
-
-@converts(aten.gelu.default)
-def gelu(call: Call, self: Any, approximate: str = "none") -> Any:
-    x = call.operand(self, _compute_dtype(call))
-    return op.nn.gelu_tanh(x) if approximate == "tanh" else op.nn.gelu(x)
-
-
-@converts(aten.hardsigmoid.default)
-def hardsigmoid(call: Call, self: Any) -> Any:
-    return _polynomial(call, self, lambda x, k: tirx.max(tirx.min(x + k(3), k(6)), k(0)) / k(6))
-
-
-@converts(aten.hardswish.default)
-def hardswish(call: Call, self: Any) -> Any:
-    return _polynomial(call, self, lambda x, k: x * tirx.max(tirx.min(x + k(3), k(6)), k(0)) / k(6))
-
-
-@converts(aten.leaky_relu.default)
-def leaky_relu(call: Call, self: Any, negative_slope: float = 0.01) -> Any:
-    return _polynomial(call, self, lambda x, k: tirx.Select(x > k(0), x, x * k(negative_slope)))
-
-
-@converts(aten.elu.default)
-def elu(call: Call, self: Any, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
-    def formula(x: Any, k: Any) -> Any:
-        return tirx.Select(x > k(0), x * k(scale), (tirx.exp(x * k(input_scale)) - k(1)) * k(alpha * scale))
-
-    return _polynomial(call, self, formula)
-
-
-@converts(aten.celu.default)
-def celu(call: Call, self: Any, alpha: float = 1.0) -> Any:
-    return elu(call, self, alpha, 1, 1 / alpha)
-
-
-@converts(aten.softplus.default)
-def softplus(call: Call, self: Any, beta: float = 1, threshold: float = 20) -> Any:
-    def formula(x: Any, k: Any) -> Any:
-        return tirx.Select(x * k(beta) > k(threshold), x, tirx.log1p(tirx.exp(x * k(beta))) / k(beta))
-
-    return _polynomial(call, self, formula)
-
-
-@converts(aten.mish.default)
-def mish(call: Call, self: Any) -> Any:
-    def formula(x: Any, k: Any) -> Any:
-        return x * tirx.tanh(tirx.Select(x > k(20), x, tirx.log1p(tirx.exp(x))))
-
-    return _polynomial(call, self, formula)
-
-
-@converts(aten.log_sigmoid.default)
-def log_sigmoid(call: Call, self: Any) -> Any:
-    """min(x, 0) - log(1 + exp(-|x|)), which never overflows."""
-    return _polynomial(call, self, lambda x, k: tirx.min(x, k(0)) - tirx.log1p(tirx.exp(k(0) - tirx.abs(x))))
-
-
-@converts(aten.softshrink.default)
-def softshrink(call: Call, self: Any, lambd: float = 0.5) -> Any:
-    def formula(x: Any, k: Any) -> Any:
-        low = tirx.Select(x < k(-lambd), x + k(lambd), k(0))
-        return tirx.Select(x > k(lambd), x - k(lambd), low)
-
-    return _polynomial(call, self, formula)
-
-
-@converts(aten.threshold.default)
-def threshold(call: Call, self: Any, threshold: float, value: float) -> Any:
-    return _polynomial(call, self, lambda x, k: tirx.Select(x > k(threshold), x, k(value)))
-
-
-@converts(aten.prelu.default, aten._prelu_kernel.default)
-def prelu(call: Call, self: Any, weight: Any) -> Any:
-    dtype = _compute_dtype(call)
-    x, slope = call.operand(self, dtype), call.operand(weight, dtype)
-    rank = len(x.ty.shape)
-    if len(slope.ty.shape) == 1 and rank > 1:
-        slope = call.reshape(slope, [slope.ty.shape[0] if axis == 1 else 1 for axis in range(rank)])
-    return op.where(
-        call.emit(op.greater(x, relax.const(0, dtype))), x, call.emit(op.multiply(x, slope))
-    )
-
-
-@converts(aten.glu.default)
-def glu(call: Call, self: Any, dim: int = -1) -> Any:
-    left, right = call.emit(op.split(call.operand(self, _compute_dtype(call)), 2, dim))
-    return op.multiply(left, call.emit(op.sigmoid(right)))
+    return per_element(call, scalar, call.operand(self, compute_dtype(call)))
 
 
 @converts(
@@ -450,22 +350,17 @@ def dropout(call: Call, input: Any, p: float, train: bool) -> Any:
 
 @converts(aten.logaddexp.default)
 def logaddexp(call: Call, self: Any, other: Any) -> Any:
-    a, b = _broadcast(call, *_operands(call, self, other, _compute_dtype(call)))
+    a, b = _broadcast(call, *_operands(call, self, other, compute_dtype(call)))
 
     def scalar(x: Any, y: Any) -> Any:
         return tirx.max(x, y) + tirx.log1p(tirx.exp(tirx.const(0, dtype_of(a)) - tirx.abs(x - y)))
 
-    return _per_element(call, scalar, a, b)
+    return per_element(call, scalar, a, b)
 
 
 @converts(aten.hypot.default)
 def hypot(call: Call, self: Any, other: Any) -> Any:
-    return _per_element(call, tirx.hypot, *_broadcast(call, *_operands(call, self, other, _compute_dtype(call))))
-
-
-@converts(aten.rad2deg.default)
-def rad2deg(call: Call, self: Any) -> Any:
-    return _polynomial(call, self, lambda x, k: x * k(180 / math.pi))
+    return per_element(call, tirx.hypot, *_broadcast(call, *_operands(call, self, other, compute_dtype(call))))
 
 
 @converts(aten.copy.default)

@@ -7,9 +7,9 @@ import operator
 from typing import Any
 
 import torch
-from tvm import relax
+from tvm import ir, relax
 
-from graphopt.backends.tvm.registry import Call, converts, shape_of, wide
+from graphopt.backends.tvm.registry import Call, converts, precomputed, shape_of, wide
 
 aten = torch.ops.aten
 op = relax.op
@@ -25,7 +25,7 @@ def linear(call: Call, input: Any, weight: Any, bias: Any = None) -> Any:
     dtype = wide(call.dtype)
     *rows, width = shape_of(input)
     height = functools.reduce(operator.mul, rows, 1)
-    turned = call.emit(op.permute_dims(call.cast(weight, dtype), [1, 0]))
+    turned = _turned(call, call.cast(weight, dtype))
     result = call.emit(op.matmul(call.reshape(call.cast(input, dtype), [height, width]), turned))
     if bias is not None:
         result = call.emit(op.add(result, call.cast(bias, dtype)))
@@ -47,6 +47,13 @@ def mv(call: Call, self: Any, vec: Any) -> Any:
 @converts(aten.dot.default)
 def dot(call: Call, self: Any, tensor: Any) -> Any:
     return matmul(call, self, tensor)
+
+
+def _turned(call: Call, matrix: Any) -> Any:
+    """The transposed matrix; a constant is transposed now."""
+    if not isinstance(matrix, ir.GenericConst):
+        return call.emit(op.permute_dims(matrix, [1, 0]))
+    return precomputed(matrix, torch.t)
 
 
 def _plus_product(call: Call, addend: Any, left: Any, right: Any, beta: Any, alpha: Any) -> Any:

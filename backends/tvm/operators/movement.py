@@ -1,4 +1,4 @@
-"""Operators that move elements and compute nothing: reshapes, permutations, slices, concatenation, padding."""
+"""Operators that move elements and compute nothing: reshapes, permutations, slices, concatenation."""
 
 from __future__ import annotations
 
@@ -237,71 +237,6 @@ def roll(call: Call, self: Any, shifts: Any, dims: Sequence[int] = ()) -> Any:
     by = {normal_axis(axis, len(sizes)): shift for axis, shift in zip(dims, shifts, strict=True)}
     return shifted(
         call, self, lambda i: [tirx.floormod(at - by[a], sizes[a]) if a in by else at for a, at in enumerate(i)], "roll"
-    )
-
-
-@converts(aten.constant_pad_nd.default)
-def constant_pad(call: Call, self: Any, pad: Sequence[Any], value: Any = 0) -> Any:
-    """Pad (or, with negative numbers, cut) the last axes first."""
-    sizes, shape, dtype = shape_of(self), call.shape, call.dtype
-    before = [0] * len(sizes)
-    for position in range(len(pad) // 2):
-        before[len(sizes) - 1 - position] = pad[2 * position]
-
-    def compute(x: te.Tensor) -> te.Tensor:
-        def element(*at: Any) -> Any:
-            source = [i - low for i, low in zip(at, before, strict=True)]
-            inside = [check for i, size in zip(source, sizes, strict=True) for check in (i >= 0, i < size)]
-            return tirx.if_then_else(tirx.all(*inside), x(*source), tirx.const(value, dtype))
-
-        return te.compute(shape, element, name="pad")
-
-    return call.compute(compute, self, name="pad")
-
-
-@converts(aten.pad.default)
-def pad_mode(call: Call, self: Any, pad: Sequence[Any], mode: str = "constant", value: Any = None) -> Any:
-    if mode == "constant":
-        return constant_pad(call, self, pad, 0 if value is None else value)
-    sources = {"reflect": _reflect, "replicate": _replicate, "circular": tirx.floormod}
-    if mode not in sources:
-        raise Refused(f"padding mode {mode}")
-    return _edge_pad(call, self, pad, sources[mode])
-
-
-@converts(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default)
-def reflection_pad(call: Call, self: Any, padding: Sequence[Any]) -> Any:
-    return _edge_pad(call, self, padding, _reflect)
-
-
-@converts(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default)
-def replication_pad(call: Call, self: Any, padding: Sequence[Any]) -> Any:
-    return _edge_pad(call, self, padding, _replicate)
-
-
-def _reflect(index: Any, size: Any) -> Any:
-    """Mirror at the first and the last element, which are not repeated; pads are smaller than the size."""
-    low = tirx.Select(index < 0, 0 - index, index)
-    return tirx.Select(low >= size, 2 * size - 2 - low, low)
-
-
-def _replicate(index: Any, size: Any) -> Any:
-    return tirx.max(tirx.min(index, size - 1), 0)
-
-
-def _edge_pad(call: Call, x: Any, pad: Sequence[Any], place: Callable[[Any, Any], Any]) -> Any:
-    sizes = shape_of(x)
-    before = [0] * len(sizes)
-    padded = set()
-    for position in range(len(pad) // 2):
-        axis = len(sizes) - 1 - position
-        before[axis] = pad[2 * position]
-        padded.add(axis)
-    return shifted(
-        call,
-        x,
-        lambda i: [place(at - before[a], sizes[a]) if a in padded else at for a, at in enumerate(i)],
-        "edge_pad",
     )
 
 
