@@ -214,6 +214,16 @@ class Shift(Step):
 
 
 @dataclass(frozen=True, repr=False)
+class Ramp(Step):
+    """Add a constant that is computed in the net: 0, 1, 2, ... along the last axis, times `by`."""
+
+    by: float = 0.25
+
+    def module(self, shape: Shape) -> nn.Module:
+        return Function(lambda x: x + torch.arange(shape[-1], dtype=x.dtype) * self.by)
+
+
+@dataclass(frozen=True, repr=False)
 class ChannelScale(Step):
     def module(self, shape: Shape) -> nn.Module:
         return PerChannel(shape, multiplies=True)

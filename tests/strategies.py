@@ -36,8 +36,9 @@ def nets(draw: Draw, max_steps: int = 8) -> Net:
     steps: list[Step] = []
     layers: list[nn.Module] = []
     values = [torch.zeros(2, *shape)]
+    origins: list[Step | None] = [None]
     while len(steps) < max_steps:
-        step = draw(_next_step(steps, layers, values))
+        step = draw(_next_step(steps, layers, values, origins))
         if step is None:
             break
         layer = layers[step.of] if isinstance(step, rs.Again) else step.module(tuple(values[step.x].shape))
@@ -47,6 +48,7 @@ def nets(draw: Draw, max_steps: int = 8) -> Net:
             steps.append(step)
             layers.append(layer)
             values += outputs
+            origins += [step] * len(outputs)
     return Net(shape, tuple(steps))
 
 
@@ -57,7 +59,9 @@ def example_inputs(net: Net) -> st.SearchStrategy[tuple[Tensor]]:
 
 
 @st.composite
-def _next_step(draw: Draw, steps: list[Step], layers: list[nn.Module], values: list[Tensor]) -> Step | None:
+def _next_step(
+    draw: Draw, steps: list[Step], layers: list[nn.Module], values: list[Tensor], origins: list[Step | None]
+) -> Step | None:
     """One more step, or None to stop. Its draws are one span, so that shrinking can drop the step whole."""
     # Zero is the simplest draw, so that shrinking stops early; it is rare, so that nets are long before.
     if steps and draw(st.integers(0, 15)) == 0:
@@ -65,12 +69,25 @@ def _next_step(draw: Draw, steps: list[Step], layers: list[nn.Module], values: l
     # The latest value comes first, half of the time: shrinking straightens a net into a chain.
     latest = len(values) - 1
     x = draw(st.sampled_from([latest] * len(values) + list(range(latest - 1, -1, -1))))
+    makers = MAKERS[values[x].dim()] + (_usual_next(origins[x], steps) if values[x].dim() < 5 else [])
     again = _reusable(steps, layers, tuple(values[x].shape), values)
-    makers = MAKERS[values[x].dim()]
-    choice = draw(st.integers(0, len(makers) + 3 * bool(again) - 1))
-    if choice >= len(makers):
+    twins = steps + 4 * [step for step in steps if isinstance(step, rs.Linear)]
+    choice = draw(st.integers(0, len(makers) + 3 * bool(again) + min(len(twins), 8) - 1))
+    if choice < len(makers):
+        return makers[choice](draw, x, values)
+    if choice < len(makers) + 3 * bool(again):
         return rs.Again(x, draw(st.sampled_from(again)))
-    return makers[choice](draw, x, values)
+    # A twin of an earlier step: the same operator on the same input, with weights of its own if it has any.
+    return draw(st.sampled_from(twins))
+
+
+def _usual_next(step: Step | None, steps: list[Step]) -> list[Maker]:
+    """What follows a layer more often than by chance, because real nets are so and passes look for it."""
+    if isinstance(step, rs.Linear) and steps.count(step) > 1:
+        return [_combine] * 20
+    if isinstance(step, rs.Conv | rs.Linear):
+        return [_batch_norm] * 12 + [_scale, _plain(rs.ChannelScale), _plain(rs.ChannelShift)] * 2
+    return [_linear] * 3 + [_conv_if_image] * 5 if isinstance(step, rs.BatchNorm) else []
 
 
 def _reusable(steps: list[Step], layers: list[nn.Module], shape: Shape, values: list[Tensor]) -> list[int]:
@@ -121,6 +138,10 @@ def _conv(draw: Draw, x: int, values: list[Tensor]) -> Step:
         bias=draw(st.sampled_from((True, False))),
         transposed=draw(st.integers(0, 3)) == 3,
     )
+
+
+def _conv_if_image(draw: Draw, x: int, values: list[Tensor]) -> Step:
+    return (_conv if values[x].dim() > 2 else _linear)(draw, x, values)
 
 
 def _batch_norm(draw: Draw, x: int, values: list[Tensor]) -> Step:
@@ -230,7 +251,7 @@ def _stack(draw: Draw, x: int, values: list[Tensor]) -> Step:
 
 
 # What may follow a value, by its rank, plainest first. Frequent ones are listed twice.
-ANY = [_activation, _scale, _shift, _combine, _plain(rs.Dropout), _linear, _cat, _pad]
+ANY = [_activation, _scale, _shift, _plain(rs.Ramp), _combine, _plain(rs.Dropout), _linear, _cat, _pad]
 ANY += [_mean, _softmax, _layer_norm, _unflatten, _split, _flip, _roll]
 CHANNELS: list[Maker] = [
     _plain(rs.ChannelShift),
