@@ -136,3 +136,27 @@ def test_conditions_that_torch_cannot_prove_do_not_fix_a_size() -> None:
     other = torch.randn(1, 8, 1, 10)
     assert relative_error(model(other), net(other)) < 1e-6
     assert to_exported_program(model).module()(x).shape == (2, 20, 4)
+
+
+def test_attention_over_free_batch_and_sequence_is_one_operator(tmp_path: Path) -> None:
+    """The number of heads is computed by a Reshape to -1, as exporters write it."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "to"], ["split"]),
+        helper.make_node("Transpose", ["split"], ["heads"], perm=[0, 2, 1, 3]),
+        helper.make_node("Attention", ["heads", "heads", "heads"], ["y"], is_causal=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "seq", 32])],
+        [onnx.ValueInfoProto(name="y")],
+        [numpy_helper.from_array(np.array([0, 0, -1, 8]), "to")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11), tmp_path / "m.onnx")
+    model = load_onnx(tmp_path / "m.onnx")
+    assert model.signature.outputs[0].dims == ("batch", 4, "seq", 8)
+    assert sum("scaled_dot_product_attention" in str(node.target) for node in model.graph.nodes) == 1
+    x = torch.randn(3, 5, 32)
+    heads = x.reshape(3, 5, 4, 8).transpose(1, 2)
+    reference = nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+    assert relative_error(model(x), reference) < 1e-6

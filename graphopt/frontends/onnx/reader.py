@@ -100,11 +100,11 @@ def read_model(
 ) -> Graph:
     """Turn a `ModelProto` into a graph; the errors are those of `read_file`."""
     opset = _check_domains(proto, source)
-    _check_external(proto.graph, source, folder)
     if proto.functions:
         import onnx.inliner
 
         proto = onnx.inliner.inline_local_functions(proto)
+    _check_external(proto.graph, source, folder)
     if proto.graph.sparse_initializer:
         raise UnsupportedError(
             "sparse initialisers are not handled", where=source, todo="store the weights as dense tensors"
@@ -119,14 +119,7 @@ def read_model(
         raise UnsupportedError(what, where=source, why=error.why, todo=error.todo) from error
     except (ValueError, OSError) as error:
         raise LoadError("a stored tensor is damaged", where=source, why=str(error)) from error
-    declared = {value.name for value in proto.graph.input} - set(stored)
-    unknown = sorted(set(fixed) - declared)
-    if unknown:
-        raise UsageError(
-            f"the model has no input '{unknown[0]}' to fix",
-            where=source,
-            todo=f"its inputs are: {', '.join(sorted(declared)) or 'none'}",
-        )
+    _check_fixed(fixed, {value.name for value in proto.graph.input} - set(stored), source)
     inputs = [_input(value, source) for value in proto.graph.input if value.name not in stored | fixed]
     return Graph(
         opset=opset,
@@ -137,6 +130,16 @@ def read_model(
         source=source,
         initializers=frozenset(stored),
     )
+
+
+def _check_fixed(fixed: Mapping[str, torch.Tensor], declared: set[str], source: str) -> None:
+    unknown = sorted(set(fixed) - declared)
+    if unknown:
+        raise UsageError(
+            f"the model has no input '{unknown[0]}' to fix",
+            where=source,
+            todo=f"its inputs are: {', '.join(sorted(declared)) or 'none'}",
+        )
 
 
 def _check_domains(proto: Any, source: str) -> int:

@@ -33,6 +33,11 @@ class _Limits:
     right: int
     offset: int | Tensor
 
+    @property
+    def triangular(self) -> bool:
+        """Whether query i sees keys 0 to i, which torch calls causal."""
+        return self.causal and self.left < 0 and isinstance(self.offset, int) and self.offset == 0
+
     def mask(self, queries: int, keys: int) -> Tensor | None:
         if not self.causal and self.left < 0 and self.right < 0:
             return None
@@ -127,20 +132,22 @@ def attention(
         offset = nonpad_kv_seqlen - queries
     limits = _Limits(bool(is_causal), left_window_size, right_window_size, offset)
     factor = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
-    simple = softcap == 0.0 and outputs < 4 and softmax_precision in (None, 1, 10, 16)
-    seen = limits.mask(queries, keys)
-    grouped = q.shape[1] != k.shape[1]
-    if simple and is_causal and mask is None and seen is not None and left_window_size < 0 and offset == 0:
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=factor, enable_gqa=grouped)
-        scores = None
-    elif simple:
-        y = F.scaled_dot_product_attention(q, k, v, _combined(mask, seen), scale=factor, enable_gqa=grouped)
-        scores = None
+    if softcap == 0.0 and outputs < 4 and softmax_precision in (None, 1, 10, 16):
+        made = [_whole(q, k, v, mask, limits, factor)]
     else:
         precision = q.dtype if softmax_precision is None else to_dtype(softmax_precision)
-        y, scores = _explicit(q, k, v, _combined(mask, seen), factor, softcap, precision, qk_matmul_output_mode)
-    y = y.transpose(1, 2).flatten(2) if packed else y
-    return (y, k, v) if scores is None else (y, k, v, scores)
+        seen = _combined(mask, limits.mask(queries, keys))
+        made = list(_explicit(q, k, v, seen, factor, softcap, precision, qk_matmul_output_mode))
+    y = made[0].transpose(1, 2).flatten(2) if packed else made[0]
+    return (y, k, v, *made[1:])
+
+
+def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, limits: _Limits, factor: float) -> Tensor:
+    grouped = bool(q.shape[1] != k.shape[1])
+    if limits.triangular and mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=factor, enable_gqa=grouped)
+    seen = _combined(mask, limits.mask(q.shape[2], k.shape[2]))
+    return F.scaled_dot_product_attention(q, k, v, seen, scale=factor, enable_gqa=grouped)
 
 
 def _explicit(
