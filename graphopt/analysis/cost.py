@@ -255,17 +255,22 @@ def _weigh(model: Model, names: set[str]) -> tuple[int, int]:
 
 
 def _modules(model: Model, nodes: tuple[NodeCost, ...]) -> dict[str, ModuleCost]:
+    stacks = {node.name: tuple(_module_stack(node)) for node in model.graph.nodes if node.op == "call_function"}
+    calls: dict[tuple[tuple[str, str], ...], list[NodeCost]] = {}
+    for node in nodes:
+        calls.setdefault(stacks[node.name], []).append(node)
     types: dict[str, str] = {}
     sums: dict[str, dict[str, Sum]] = {}
     weights: dict[str, set[str]] = {}
-    stacks = {node.name: list(_module_stack(node)) for node in model.graph.nodes}
-    for node in nodes:
-        for path, kind in dict(stacks[node.name]).items():
+    for stack, members in calls.items():
+        parts = {name: Sum(getattr(node, name) or 0 for node in members) for name in _SIZES}
+        reads = {name for node in members for name in node.weights}
+        for path, kind in dict(stack).items():
             types.setdefault(path, kind)
             rows = sums.setdefault(path, {name: Sum() for name in _SIZES})
-            for name in _SIZES:
-                rows[name].add(getattr(node, name) or 0)
-            weights.setdefault(path, set()).update(node.weights)
+            for name, part in parts.items():
+                rows[name].merge(part)
+            weights.setdefault(path, set()).update(reads)
     weighed = {path: _weigh(model, weights[path]) for path in types}
     return {
         path: ModuleCost(

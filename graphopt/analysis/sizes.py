@@ -41,6 +41,12 @@ class Sum:
         else:
             self._terms[size] = self._terms.get(size, 0) + 1
 
+    def merge(self, other: Sum) -> None:
+        """Add everything that `other` sums."""
+        self._number += other._number
+        for term, count in other._terms.items():
+            self._terms[term] = self._terms.get(term, 0) + count
+
     def total(self) -> Size:
         """The sum, an int when no term is symbolic."""
         if not self._terms:
