@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import namedtuple
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -20,9 +21,10 @@ from torch.utils import _pytree as pytree
 
 from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.fake import Shapes, dim_of, dtype_name
+from graphopt.frontends.conditions import conditions
 from graphopt.frontends.functionalize import functionalize
 from graphopt.frontends.regions import inline_regions, refuse_control_flow
-from graphopt.mode import is_running_statistic, note_fixed_flags
+from graphopt.mode import is_running_statistic, note_fixed_flags, unchain_counters
 from graphopt.model import Mode, Model, empty_module
 from graphopt.ops import is_pure
 from graphopt.params import ParamKind
@@ -61,6 +63,7 @@ def from_exported_program(
     _rename_inputs(graph, input_names)
     shapes = _shapes_of(graph, dim_names or {})
     _drop_assertions(graph)
+    unchain_counters(graph)
     functionalize(graph, shapes, may_write=is_running_statistic)
     kept = _one_node_per_tensor(graph)
     _drop_dead(graph)
@@ -303,9 +306,10 @@ def _signature(
         ranges[name] = Range(low, high)
     for spec in (info.in_spec, info.out_spec):
         _register_namedtuples(spec)
-    return Signature(
-        tuple(inputs), tuple(outputs), ranges, pytree.treespec_dumps(info.in_spec), pytree.treespec_dumps(info.out_spec)
-    )
+    trees = (pytree.treespec_dumps(info.in_spec), pytree.treespec_dumps(info.out_spec))
+    signature = Signature(tuple(inputs), tuple(outputs), ranges, *trees)
+    assumed = conditions(program._guards_code, signature, info.in_spec, info.orig_args)
+    return replace(signature, conditions=assumed)
 
 
 def _register_namedtuples(spec: pytree.TreeSpec) -> None:

@@ -8,7 +8,7 @@ from torch import fx
 from graphopt.model import Mode, Model
 from graphopt.ops import argument, is_training, lookup
 
-__all__ = ["is_running_statistic", "note_fixed_flags", "set_mode", "training_flag", "wrong_flags"]
+__all__ = ["is_running_statistic", "note_fixed_flags", "set_mode", "training_flag", "unchain_counters", "wrong_flags"]
 
 _FIXED = "fixed_mode"
 """Marks an operator whose flag the user's code set by itself, such as a frozen batch norm: it does not switch."""
@@ -65,7 +65,21 @@ def set_mode(model: Model, mode: Mode) -> None:
 
 def is_running_statistic(node: fx.Node) -> bool:
     """Whether the operator counts batches in place, the one write that a training graph may hold."""
-    if node.target not in (torch.ops.aten.add_.Tensor, torch.ops.aten.add_.Scalar) or node.users:
+    return _counts(node) and not node.users
+
+
+def unchain_counters(graph: fx.Graph) -> None:
+    """Let every call of a batch norm that is used several times count on the counter itself; torch.export lets the
+    second count on the result of the first, which is the same tensor."""
+    for node in graph.nodes:
+        if _counts(node):
+            for user in [user for user in node.users if user.target is node.target and user.args[0] is node]:
+                user.args = (node.args[0], *user.args[1:])
+
+
+def _counts(node: fx.Node) -> bool:
+    """Whether the operator adds to the counter of a batch norm in place."""
+    if node.target not in (torch.ops.aten.add_.Tensor, torch.ops.aten.add_.Scalar):
         return False
     written = node.args[0]
     return (

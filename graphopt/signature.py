@@ -62,6 +62,9 @@ ValueSpec = TensorSpec | ConstSpec
 class Signature:
     """Inputs and outputs in flat order, the ranges of the named dims, and the pytree structure of both as JSON text.
 
+    `conditions` hold for all sizes that the graph is right for, such as `a*b%7 == 0` where the traced code took the
+    branch for such sizes.
+
     `in_tree` describes `(args, kwargs)`, `out_tree` the value the model returns; both are empty strings for a model
     that takes and returns flat tuples only.
     """
@@ -71,6 +74,7 @@ class Signature:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     in_tree: str = ""
     out_tree: str = ""
+    conditions: tuple[str, ...] = ()
 
     @property
     def tensor_inputs(self) -> tuple[TensorSpec, ...]:
@@ -83,7 +87,9 @@ class Signature:
     def __str__(self) -> str:
         names = ", ".join(f"{name} in {range_}" for name, range_ in self.ranges.items())
         text = f"({', '.join(map(str, self.inputs))}) -> ({', '.join(map(str, self.outputs))})"
-        return f"{text} where {names}" if names else text
+        text = f"{text} where {names}" if names else text
+        more = f" and {len(self.conditions) - 1} more" if len(self.conditions) > 1 else ""
+        return f"{text} given {self.conditions[0]}{more}" if self.conditions else text
 
     def check(self, actual: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, int]:
         """Compare dtype and shape of every tensor input with its spec; return the sizes of the named dims.
@@ -108,6 +114,13 @@ class Signature:
                 "; ".join(wrong),
                 todo="pass inputs that fit, or capture the model again with `dynamic=` for sizes that vary",
             )
+        for condition in self.conditions:
+            if not size_of(condition, sizes):
+                raise InputError(
+                    f"the model was captured for sizes with {condition}, the inputs have "
+                    f"{', '.join(f'{name}={size}' for name, size in sizes.items())}",
+                    todo="capture a model for these sizes apart: the code takes another branch for them",
+                )
         return sizes
 
     def _misfit(self, spec: TensorSpec, dtype: str, shape: tuple[int, ...], sizes: dict[str, int]) -> str | None:
@@ -150,6 +163,7 @@ class Signature:
             "ranges": {name: [r.min, r.max] for name, r in self.ranges.items()},
             "in_tree": self.in_tree,
             "out_tree": self.out_tree,
+            "conditions": list(self.conditions),
         }
 
     @classmethod
@@ -166,6 +180,7 @@ class Signature:
                 ranges={name: Range(low, high) for name, (low, high) in data["ranges"].items()},
                 in_tree=str(data["in_tree"]),
                 out_tree=str(data["out_tree"]),
+                conditions=tuple(map(str, data["conditions"])),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LoadError("the signature is damaged", why=f"{type(error).__name__}: {error}") from error
@@ -184,6 +199,15 @@ def _value_from_json(row: Mapping[str, Any]) -> ValueSpec:
     return TensorSpec(str(row["name"]), str(row["dtype"]), dims)
 
 
+_FUNCTIONS: dict[str, Callable[..., Any]] = {"max": max, "min": min, "Max": max, "Min": min}
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -195,7 +219,8 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 
 def size_of(expression: str, sizes: Mapping[str, Any]) -> Any:
-    """The value of a size expression such as `2*batch+1`; only names, integers and integer arithmetic are read.
+    """The value of a size expression such as `2*batch+1`, or of a condition such as `a%8 == 0`; only names, integers,
+    integer arithmetic, comparisons, `max` and `min` are read.
 
     Raises:
         LoadError: for anything else.
@@ -210,6 +235,10 @@ def size_of(expression: str, sizes: Mapping[str, Any]) -> Any:
             return _ARITHMETIC[type(tree.op)](value(tree.left), value(tree.right))
         if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
             return -value(tree.operand)
+        if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and type(tree.ops[0]) in _COMPARISONS:
+            return _COMPARISONS[type(tree.ops[0])](value(tree.left), value(tree.comparators[0]))
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in _FUNCTIONS:
+            return _FUNCTIONS[tree.func.id](*(value(argument) for argument in tree.args))
         raise LoadError(f"'{expression}' is not a size over {', '.join(sizes) or 'no names'}")
 
     try:

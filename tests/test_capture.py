@@ -333,3 +333,55 @@ def test_a_limit_of_the_model_narrows_the_range() -> None:
     assert model(torch.randn(3, 16, 4)).shape == (3, 16, 4)
     with pytest.raises(InputError, match=r"'length' must lie in 0\.\.16"):
         model(torch.randn(3, 17, 4))
+
+
+BRANCHES = {
+    "multiple of both": lambda a, b: (a * b) % 7 == 0,
+    "even": lambda a, b: a % 2 == 0,
+    "more than four": lambda a, b: a > 4,
+    "large area": lambda a, b: a * b > 40,
+    "square": lambda a, b: a == b,
+}
+
+
+@pytest.mark.parametrize("size", [(7, 5), (6, 9)], ids=str)
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_branch_on_sizes_is_right_or_refused(branch: str, size: tuple[int, int]) -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if BRANCHES[branch](x.shape[0], x.shape[1]) else x + 1
+
+    try:
+        model = go.capture(Net(), (torch.randn(size),), dynamic={"x": {0: "a", 1: "b"}})
+    except UnsupportedError as error:
+        assert "`dynamic` leaves free" in str(error)
+        return
+    answered = 0
+    for other in [(a, b) for a in range(2, 12) for b in range(2, 12)]:
+        x = torch.randn(other)
+        try:
+            result = model(x)
+        except InputError as error:
+            assert "captured for sizes with" in str(error) or "must lie in" in str(error)
+            assert BRANCHES[branch](*other) != BRANCHES[branch](*size) or branch == "more than four"
+            continue
+        answered += 1
+        assert torch.equal(result, Net()(x)), other
+    assert answered > 10
+
+
+def test_conditions_reach_files_and_nested_inputs(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def forward(self, batch: dict[str, torch.Tensor], *more: torch.Tensor) -> torch.Tensor:
+            x = batch["x"]
+            return x * 2 if x.shape[0] * more[0].shape[0] % 3 == 0 else x + 1
+
+    example = ({"x": torch.randn(6, 2)}, torch.randn(4, 2))
+    model = go.capture(Net(), example, dynamic={"batch": {"x": {0: "a"}}, "more": ({0: "b"},)})
+    model.save(tmp_path / "net.gopt")
+    model.save(tmp_path / "net.pt2")
+    for each in (model, go.load(tmp_path / "net.gopt")):
+        assert len(each.signature.conditions) == 1 and "given" in str(each.signature)
+        assert each({"x": torch.randn(2, 2)}, torch.randn(6, 2)).shape == (2, 2)
+        with pytest.raises(InputError, match="captured for sizes with"):
+            each({"x": torch.randn(2, 2)}, torch.randn(2, 2))

@@ -22,3 +22,23 @@ def test_a_norm_without_running_statistics_is_the_same_in_both_modes(layer: nn.M
         switch()
         verify(model)
         assert relative_error(model(x), layer(x)) < 1e-6
+
+
+def test_a_batch_norm_used_twice_counts_twice() -> None:
+    class Siamese(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(4)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+            return self.norm(x) + self.norm(y) * self.norm(z)
+
+    net, inputs = Siamese().train(), tuple(torch.randn(3, 4) for _ in range(3))
+    model = graphopt.capture(net, inputs)
+    assert torch.equal(model(*inputs), net(*inputs))
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(model.params[name], tensor), name
+    assert model.params["norm.num_batches_tracked"] == 3
+    model.eval()
+    net.eval()
+    assert torch.equal(model(*inputs), net(*inputs))
