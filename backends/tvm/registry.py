@@ -106,6 +106,7 @@ class Call:
     def operand(self, value: Any, dtype: str) -> Any:
         """A tensor cast to `dtype`, or a number (a symbolic size too) as a 0-d tensor of that dtype."""
         if isinstance(value, bool | int | float):
+            _require_in_range(value, dtype)
             return relax.const(value, dtype)
         if not isinstance(value, ir.Expr):
             raise Refused(f"an operand is not a tensor or a number: {value}")
@@ -158,6 +159,14 @@ def dtype_of(value: Any) -> str:
 def shape_of(value: Any) -> list[Any]:
     """Sizes of a Relax expression: integers, or TIR expressions for symbolic ones."""
     return [int(size) if isinstance(size, tirx.IntImm) else size for size in value.ty.shape]
+
+
+def _require_in_range(value: float, dtype: str) -> None:
+    if "int" not in dtype:
+        return
+    limits = torch.iinfo(getattr(torch, dtype))
+    if value != int(value) or not limits.min <= value <= limits.max:
+        raise Refused(f"the number {value} is no {dtype}")
 
 
 def static_shape(value: Any, what: str) -> list[int]:

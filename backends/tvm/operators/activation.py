@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from tvm import relax, tirx
 
-from graphopt.backends.tvm.operators.elementwise import clamp, compute_dtype, per_element
+from graphopt.backends.tvm.operators.elementwise import compute_dtype, per_element
+from graphopt.backends.tvm.operators.extreme import at_least, at_most
 from graphopt.backends.tvm.registry import Call, converts
 
 aten = torch.ops.aten
@@ -30,12 +31,12 @@ def gelu(call: Call, self: Any, approximate: str = "none") -> Any:
 
 @converts(aten.hardsigmoid.default)
 def hardsigmoid(call: Call, self: Any) -> Any:
-    return _polynomial(call, self, lambda x, k: tirx.max(tirx.min(x + k(3), k(6)), k(0)) / k(6))
+    return _polynomial(call, self, lambda x, k: at_least(at_most(x + k(3), k(6)), k(0)) / k(6))
 
 
 @converts(aten.hardswish.default)
 def hardswish(call: Call, self: Any) -> Any:
-    return _polynomial(call, self, lambda x, k: x * tirx.max(tirx.min(x + k(3), k(6)), k(0)) / k(6))
+    return _polynomial(call, self, lambda x, k: x * at_least(at_most(x + k(3), k(6)), k(0)) / k(6))
 
 
 @converts(aten.leaky_relu.default)
@@ -89,7 +90,7 @@ def softshrink(call: Call, self: Any, lambd: float = 0.5) -> Any:
 
 @converts(aten.threshold.default)
 def threshold(call: Call, self: Any, threshold: float, value: float) -> Any:
-    return _polynomial(call, self, lambda x, k: tirx.Select(x > k(threshold), x, k(value)))
+    return _polynomial(call, self, lambda x, k: tirx.Select(x <= k(threshold), k(value), x))
 
 
 @converts(aten.prelu.default, aten._prelu_kernel.default)
@@ -112,7 +113,17 @@ def glu(call: Call, self: Any, dim: int = -1) -> Any:
 
 @converts(aten.hardtanh.default)
 def hardtanh(call: Call, self: Any, min_val: Any = -1, max_val: Any = 1) -> Any:
-    return clamp(call, self, min_val, max_val)
+    return _polynomial(call, self, lambda x, k: at_most(at_least(x, k(min_val)), k(max_val)))
+
+
+@converts(aten.relu.default)
+def relu(call: Call, self: Any) -> Any:
+    return _polynomial(call, self, lambda x, k: at_least(x, k(0)))
+
+
+@converts(aten.relu6.default)
+def relu6(call: Call, self: Any) -> Any:
+    return hardtanh(call, self, 0, 6)
 
 
 @converts(aten.rad2deg.default)

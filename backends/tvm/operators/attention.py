@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tvm import relax, te, tirx
 
+from graphopt.backends.tvm.operators.extreme import largest_over, lowest
 from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_of, normal_axis, shape_of, wide
 
 aten = torch.ops.aten
@@ -26,7 +27,7 @@ def softmax(call: Call, self: Any, dim: int, dtype: Any = None, half_to_float: b
 def log_softmax(call: Call, self: Any, dim: int, dtype: Any = None, half_to_float: bool = False) -> Any:
     """x - max - log(sum(exp(x - max)))."""
     x = call.cast(self, wide(call.dtype))
-    shifted = call.emit(op.subtract(x, call.emit(op.max(x, dim, keepdims=True))))
+    shifted = call.emit(op.subtract(x, largest_over(call, x, [normal_axis(dim, len(shape_of(x)))])))
     total = call.emit(op.sum(call.emit(op.exp(shifted)), dim, keepdims=True))
     return op.subtract(shifted, call.emit(op.log(total)))
 
@@ -84,10 +85,10 @@ def _repeat_heads(call: Call, x: Any, heads: Any) -> Any:
 
 
 def _causal(call: Call, scores: Any) -> Any:
-    lowest = tirx.min_value(dtype_of(scores)) * tirx.const(1, dtype_of(scores))
+    hidden = lowest(dtype_of(scores))
 
     def mask(s: te.Tensor) -> te.Tensor:
-        return te.compute(s.shape, lambda *i: tirx.Select(i[-1] <= i[-2], s(*i), lowest), name="causal")
+        return te.compute(s.shape, lambda *i: tirx.Select(i[-1] <= i[-2], s(*i), hidden), name="causal")
 
     return call.compute(mask, scores, name="causal")
 
@@ -102,6 +103,6 @@ def _masked(call: Call, scores: Any, mask: Any) -> Any:
 def _zero_where_all_masked(call: Call, weights: Any, scores: Any, dim: int) -> Any:
     dtype = dtype_of(weights)
     axis = normal_axis(dim, len(shape_of(scores)))
-    largest = call.emit(op.max(call.cast(scores, dtype), axis, keepdims=True))
+    largest = largest_over(call, call.cast(scores, dtype), [axis])
     masked = call.emit(op.equal(largest, relax.const(-math.inf, dtype)))
     return call.emit(op.where(masked, relax.const(0, dtype), weights))

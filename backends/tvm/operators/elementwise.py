@@ -1,18 +1,20 @@
 """Element-wise operators: arithmetic, comparisons, logic, casts.
 
 Arithmetic is done in the dtype torch infers for the result (comparisons: in the promoted dtype of both operands), in
-float32 for the 16-bit floats. NaN is not guaranteed to pass through maximum, minimum, clamp and relu.
+float32 for the 16-bit floats.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from tvm import relax, te, tirx
+from tvm import ir, relax, te, tirx
 
-from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_name, dtype_of, wide
+from graphopt.backends.tvm.operators import extreme
+from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_of, wide
 
 aten = torch.ops.aten
 op = relax.op
@@ -62,8 +64,6 @@ _RELAX_UNARY: dict[Any, Callable[[Any], Any]] = {
     aten.floor.default: op.floor,
     aten.log.default: op.log,
     aten.neg.default: op.negative,
-    aten.relu.default: op.nn.relu,
-    aten.relu6.default: op.nn.relu6,
     aten.rsqrt.default: op.rsqrt,
     aten.selu.default: op.nn.selu,
     aten.sigmoid.default: op.sigmoid,
@@ -91,21 +91,38 @@ for _overload, _function in _SCALAR_UNARY.items():
     converts(_overload)(_scalar_unary(_function))
 
 
-def _operands(call: Call, a: Any, b: Any, dtype: str) -> tuple[Any, Any]:
+def operands(call: Call, a: Any, b: Any, dtype: str) -> tuple[Any, Any]:
     return call.operand(a, dtype), call.operand(b, dtype)
 
 
 def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     def convert(call: Call, self: Any, other: Any) -> Any:
-        return function(*_operands(call, self, other, compute_dtype(call)))
+        return function(*operands(call, self, other, compute_dtype(call)))
 
     return convert
 
 
-converts(aten.mul.Tensor, aten.mul.Scalar)(_binary(op.multiply))
+@converts(aten.mul.Tensor, aten.mul.Scalar)
+def mul(call: Call, self: Any, other: Any) -> Any:
+    a, b = operands(call, self, other, compute_dtype(call))
+    for factor, x in ((a, b), (b, a)):
+        if _is_scalar_zero(factor) and "float" in dtype_of(x):
+            return per_element(call, _times_zero, *broadcast(call, x))
+    return op.multiply(a, b)
+
+
+def _times_zero(x: Any) -> Any:
+    """x * 0: NaN for infinities and NaN. (TVM simplifies it to 0.)"""
+    dtype = str(x.ty.dtype)
+    finite = tirx.all(tirx.Not(tirx.isnan(x)), tirx.Not(tirx.isinf(x)))
+    return tirx.Select(finite, tirx.const(0, dtype), tirx.const(math.nan, dtype))
+
+
+def _is_scalar_zero(value: Any) -> bool:
+    return isinstance(value, ir.GenericConst) and len(value.value.shape) == 0 and not value.value.numpy().any()
+
+
 converts(aten.div.Tensor, aten.div.Scalar)(_binary(op.divide))
-converts(aten.maximum.default, aten.max.other)(_binary(op.maximum))
-converts(aten.minimum.default, aten.min.other)(_binary(op.minimum))
 converts(aten.atan2.default)(_binary(op.atan2))
 
 
@@ -134,29 +151,29 @@ def _scaled(call: Call, value: Any, alpha: Any, dtype: str) -> Any:
 
 @converts(aten.div.Tensor_mode, aten.div.Scalar_mode)
 def div_mode(call: Call, self: Any, other: Any, rounding_mode: str | None) -> Any:
-    a, b = _operands(call, self, other, compute_dtype(call))
+    a, b = operands(call, self, other, compute_dtype(call))
     if rounding_mode is None:
         return op.divide(a, b)
     if rounding_mode == "floor":
         return op.floor_divide(a, b)
     if "float" in call.dtype:
         return op.trunc(call.emit(op.divide(a, b)))
-    a, b = _broadcast(call, a, b)
+    a, b = broadcast(call, a, b)
     return per_element(call, tirx.truncdiv, a, b)
 
 
 converts(aten.floor_divide.default, aten.floor_divide.Scalar)(_binary(op.floor_divide))
 
 
-def _broadcast(call: Call, *operands: Any) -> list[Any]:
-    return [call.emit(op.broadcast_to(operand, call.shape)) for operand in operands]
+def broadcast(call: Call, *values: Any) -> list[Any]:
+    return [call.emit(op.broadcast_to(value, call.shape)) for value in values]
 
 
 @converts(aten.remainder.Tensor, aten.remainder.Scalar)
 def remainder(call: Call, self: Any, other: Any) -> Any:
     """The remainder with the sign of the divisor."""
     if "float" not in call.dtype:
-        return op.floor_mod(*_operands(call, self, other, compute_dtype(call)))
+        return op.floor_mod(*operands(call, self, other, compute_dtype(call)))
 
     def scalar(x: Any, y: Any) -> Any:
         rest = _float_rest(x, y)
@@ -170,14 +187,14 @@ def fmod(call: Call, self: Any, other: Any) -> Any:
     """The remainder with the sign of the dividend."""
     if "float" in call.dtype:
         return per_element(call, _float_rest, *_exact_operands(call, self, other))
-    return per_element(call, tirx.truncmod, *_broadcast(call, *_operands(call, self, other, call.dtype)))
+    return per_element(call, tirx.truncmod, *broadcast(call, *operands(call, self, other, call.dtype)))
 
 
 def _exact_operands(call: Call, a: Any, b: Any) -> list[Any]:
     """Operands in float64, in which quotients of narrower floats below 2^29 lose nothing."""
     if call.dtype == "float64":
         raise Refused("the remainder of float64, for which there is no wider type")
-    return _broadcast(call, *_operands(call, a, b, "float64"))
+    return broadcast(call, *operands(call, a, b, "float64"))
 
 
 def _float_rest(x: Any, y: Any) -> Any:
@@ -197,93 +214,42 @@ def power(call: Call, self: Any, exponent: Any) -> Any:
         return result
     if "float" not in dtype:
         raise Refused(f"an integer power with exponent {exponent}")
-    return op.power(*_operands(call, self, exponent, dtype))
+    return op.power(*operands(call, self, exponent, dtype))
 
 
-def _comparison(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    def convert(call: Call, self: Any, other: Any) -> Any:
-        dtype = dtype_name(torch.result_type(*(_known(call.meta_of(position)) for position in (0, 1))))
-        return function(*_operands(call, self, other, "int32" if dtype == "bool" else wide(dtype)))
-
-    return convert
-
-
-def _known(value: Any) -> Any:
-    """A value of the same kind for torch's promotion rules, in which a symbolic size is a Python integer."""
-    return 1 if isinstance(value, torch.SymInt) else value
-
-
-for _name, _function in {
-    "eq": op.equal,
-    "ne": op.not_equal,
-    "lt": op.less,
-    "le": op.less_equal,
-    "gt": op.greater,
-    "ge": op.greater_equal,
-}.items():
-    _packet = getattr(aten, _name)
-    converts(_packet.Tensor, _packet.Scalar)(_comparison(_function))
-
-
-def _truth(call: Call, value: Any) -> Any:
-    dtype = dtype_of(value)
-    return value if dtype == "bool" else call.emit(op.not_equal(value, relax.const(0, dtype)))
-
-
-def _logical(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    return lambda call, self, other: function(_truth(call, self), _truth(call, other))
-
-
-converts(aten.logical_and.default)(_logical(op.logical_and))
-converts(aten.logical_or.default)(_logical(op.logical_or))
-converts(aten.logical_xor.default)(_logical(op.logical_xor))
-
-
-@converts(aten.logical_not.default)
-def logical_not(call: Call, self: Any) -> Any:
-    return op.logical_not(_truth(call, self))
-
-
-@converts(aten.bitwise_not.default)
-def bitwise_not(call: Call, self: Any) -> Any:
-    return op.logical_not(self) if call.dtype == "bool" else op.bitwise_not(self)
-
-
-def _bitwise(on_bools: Callable[[Any, Any], Any], on_integers: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    def convert(call: Call, self: Any, other: Any) -> Any:
-        function = on_bools if call.dtype == "bool" else on_integers
-        return function(*_operands(call, self, other, call.dtype))
-
-    return convert
-
-
-for _name, _functions in {
-    "and": (op.logical_and, op.bitwise_and),
-    "or": (op.logical_or, op.bitwise_or),
-    "xor": (op.logical_xor, op.bitwise_xor),
-}.items():
-    _plain, _dunder = getattr(aten, f"bitwise_{_name}"), getattr(aten, f"__{_name}__")
-    converts(_plain.Tensor, _plain.Scalar, _dunder.Tensor, _dunder.Scalar)(_bitwise(*_functions))
+def truth(call: Call, value: Any) -> Any:
+    return value if dtype_of(value) == "bool" else per_element(call, extreme.not_zero, value)
 
 
 @converts(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def where(call: Call, condition: Any, self: Any, other: Any) -> Any:
-    return op.where(_truth(call, condition), *_operands(call, self, other, call.dtype))
+    return op.where(truth(call, condition), *operands(call, self, other, call.dtype))
 
 
 @converts(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 def masked_fill(call: Call, self: Any, mask: Any, value: Any) -> Any:
-    return op.where(mask, *_operands(call, value, self, call.dtype))
+    return op.where(mask, *operands(call, value, self, call.dtype))
+
+
+def _choice(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    def convert(call: Call, self: Any, other: Any) -> Any:
+        return per_element(call, function, *broadcast(call, *operands(call, self, other, compute_dtype(call))))
+
+    return convert
+
+
+converts(aten.maximum.default, aten.max.other)(_choice(extreme.larger))
+converts(aten.minimum.default, aten.min.other)(_choice(extreme.smaller))
 
 
 @converts(aten.clamp.default, aten.clamp.Tensor)
 def clamp(call: Call, self: Any, min: Any = None, max: Any = None) -> Any:
+    """min(max(x, low), high); NaN where one of them is."""
     dtype = compute_dtype(call)
     result = call.operand(self, dtype)
-    if min is not None:
-        result = call.emit(op.maximum(result, call.operand(min, dtype)))
-    if max is not None:
-        result = call.emit(op.minimum(result, call.operand(max, dtype)))
+    for bound, function in ((min, extreme.larger), (max, extreme.smaller)):
+        if bound is not None:
+            result = per_element(call, function, *broadcast(call, result, call.operand(bound, dtype)))
     return result
 
 
@@ -338,7 +304,7 @@ def same_values(call: Call, self: Any, **placement: Any) -> Any:
 
     A float becomes an integer by truncation, as in C; a number becomes a boolean by comparison with zero.
     """
-    return _truth(call, self) if call.dtype == "bool" else call.cast(self, call.dtype)
+    return truth(call, self) if call.dtype == "bool" else call.cast(self, call.dtype)
 
 
 @converts(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
@@ -350,7 +316,7 @@ def dropout(call: Call, input: Any, p: float, train: bool) -> Any:
 
 @converts(aten.logaddexp.default)
 def logaddexp(call: Call, self: Any, other: Any) -> Any:
-    a, b = _broadcast(call, *_operands(call, self, other, compute_dtype(call)))
+    a, b = broadcast(call, *operands(call, self, other, compute_dtype(call)))
 
     def scalar(x: Any, y: Any) -> Any:
         return tirx.max(x, y) + tirx.log1p(tirx.exp(tirx.const(0, dtype_of(a)) - tirx.abs(x - y)))
@@ -360,7 +326,7 @@ def logaddexp(call: Call, self: Any, other: Any) -> Any:
 
 @converts(aten.hypot.default)
 def hypot(call: Call, self: Any, other: Any) -> Any:
-    return per_element(call, tirx.hypot, *_broadcast(call, *_operands(call, self, other, compute_dtype(call))))
+    return per_element(call, tirx.hypot, *broadcast(call, *operands(call, self, other, compute_dtype(call))))
 
 
 @converts(aten.copy.default)

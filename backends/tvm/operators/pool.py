@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tvm import relax, te, tirx
 
+from graphopt.backends.tvm.operators import extreme
 from graphopt.backends.tvm.operators.normalize import mean_of
 from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, wide
 
@@ -57,8 +58,8 @@ def max_pool(
             lead, place = at[:-rank], at[-rank:]
             source = [i * s - p + k * d for i, s, p, k, d in zip(place, steps, pads, window, holes, strict=True)]
             inside = [check for i, size in zip(source, sizes, strict=True) for check in (i >= 0, i < size)]
-            value = tirx.if_then_else(tirx.all(*inside), x(*lead, *source), tirx.min_value(x.dtype))
-            return te.max(value, axis=window)
+            value = tirx.if_then_else(tirx.all(*inside), x(*lead, *source), extreme.lowest(str(x.dtype)))
+            return extreme.largest(value, axis=window)
 
         return te.compute(shape, element, name="max_pool")
 
@@ -131,8 +132,8 @@ def adaptive_max_pool(call: Call, self: Any, output_size: Any) -> Any:
             for index, k, size, out in zip(at[-rank:], window, sizes, outputs, strict=True):
                 source.append(tirx.floordiv(index * size, out) + k)
                 inside.append(source[-1] < tirx.floordiv((index + 1) * size + out - 1, out))
-            value = tirx.if_then_else(tirx.all(*inside), x(*at[:-rank], *source), tirx.min_value(x.dtype))
-            return te.max(value, axis=window)
+            value = tirx.if_then_else(tirx.all(*inside), x(*at[:-rank], *source), extreme.lowest(str(x.dtype)))
+            return extreme.largest(value, axis=window)
 
         return te.compute(shape, element, name="max_pool")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tvm import relax
+from tvm import relax, te, tirx
 
+from graphopt.backends.tvm.operators.elementwise import per_element
+from graphopt.backends.tvm.operators.extreme import argument_of, largest_over, not_zero
 from graphopt.backends.tvm.operators.normalize import mean_of
 from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_of, normal_axis, shape_of, wide
 
@@ -40,53 +44,65 @@ def prod(call: Call, self: Any, dim: Any = None, keepdim: bool = False, dtype: A
     return op.prod(call.cast(self, wide(call.dtype)), _axes(self, dim), keepdims=keepdim)
 
 
-def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
-    def convert(call: Call, self: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        dtype = "int8" if call.dtype == "bool" else wide(call.dtype)
-        return function(call.cast(self, dtype), _axes(self, dim), keepdims=keepdim)
-
-    return convert
+@converts(aten.amax.default, aten.max.default)
+def amax(call: Call, self: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    return _extreme(call, self, dim, keepdim, smallest=False)
 
 
-converts(aten.amax.default, aten.max.default)(_extreme(op.max))
-converts(aten.amin.default, aten.min.default)(_extreme(op.min))
+@converts(aten.amin.default, aten.min.default)
+def amin(call: Call, self: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    return _extreme(call, self, dim, keepdim, smallest=True)
 
 
-def _extreme_and_index(function: Callable[..., Any], index: Callable[..., Any]) -> Callable[..., Any]:
-    def convert(call: Call, self: Any, dim: int, keepdim: bool = False) -> Any:
-        x = call.cast(self, wide(call.dtype))
-        if not shape_of(x):
-            return (x, relax.const(0, "int64"))
-        (axis,) = _axes(self, dim)
-        return (call.emit(function(x, axis, keepdims=keepdim)), call.emit(index(x, axis, keepdims=keepdim)))
-
-    return convert
+def _extreme(call: Call, self: Any, dim: Any, keepdim: bool, *, smallest: bool) -> Any:
+    x = call.cast(self, "int8" if call.dtype == "bool" else wide(call.dtype))
+    result = largest_over(call, x, _axes(x, dim), smallest_instead=smallest)
+    return result if keepdim else call.reshape(result, call.shape)
 
 
-converts(aten.max.dim)(_extreme_and_index(op.max, op.argmax))
-converts(aten.min.dim)(_extreme_and_index(op.min, op.argmin))
+@converts(aten.max.dim)
+def max_dim(call: Call, self: Any, dim: int, keepdim: bool = False) -> Any:
+    return _extreme_and_index(call, self, dim, smallest=False)
 
 
-def _index_of(function: Callable[..., Any]) -> Callable[..., Any]:
-    def convert(call: Call, self: Any, dim: int | None = None, keepdim: bool = False) -> Any:
-        x = call.cast(self, wide(dtype_of(self)))
-        if dim is None:
-            x = call.reshape(x, [math.prod(shape_of(x))] if shape_of(x) else [1])
-        elif not shape_of(x):
-            return relax.const(0, "int64")
-        result = call.emit(function(x, dim or 0, keepdims=keepdim and dim is not None))
-        return call.reshape(result, call.shape)
-
-    return convert
+@converts(aten.min.dim)
+def min_dim(call: Call, self: Any, dim: int, keepdim: bool = False) -> Any:
+    return _extreme_and_index(call, self, dim, smallest=True)
 
 
-converts(aten.argmax.default)(_index_of(op.argmax))
-converts(aten.argmin.default)(_index_of(op.argmin))
+def _extreme_and_index(call: Call, self: Any, dim: int, *, smallest: bool) -> Any:
+    x = call.cast(self, wide(call.dtype))
+    if not shape_of(x):
+        return (x, relax.const(0, "int64"))
+    (axis,) = _axes(x, dim)
+    value = largest_over(call, x, [axis], smallest_instead=smallest)
+    index = argument_of(call, x, axis, smallest_instead=smallest)
+    return (call.reshape(value, call.shape), call.reshape(index, call.shape))
+
+
+@converts(aten.argmax.default)
+def argmax(call: Call, self: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    return _index_of(call, self, dim, smallest=False)
+
+
+@converts(aten.argmin.default)
+def argmin(call: Call, self: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    return _index_of(call, self, dim, smallest=True)
+
+
+def _index_of(call: Call, self: Any, dim: int | None, *, smallest: bool) -> Any:
+    x = call.cast(self, wide(dtype_of(self)))
+    if not shape_of(x):
+        return relax.const(0, "int64")
+    if dim is None:
+        x, dim = call.reshape(x, [functools.reduce(operator.mul, shape_of(x), 1)]), 0
+    (axis,) = _axes(x, dim)
+    return call.reshape(argument_of(call, x, axis, smallest_instead=smallest), call.shape)
 
 
 def _quantifier(function: Callable[..., Any]) -> Callable[..., Any]:
     def convert(call: Call, self: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        truth = call.emit(op.not_equal(self, relax.const(0, dtype_of(self)))) if dtype_of(self) != "bool" else self
+        truth = self if dtype_of(self) == "bool" else per_element(call, not_zero, self)
         return call.cast(call.emit(function(call.cast(truth, "int8"), _axes(self, dim), keepdims=keepdim)), "bool")
 
     return convert
@@ -104,6 +120,8 @@ def _variance(call: Call, self: Any, dim: Any, correction: Any, keepdim: bool) -
     if not all(isinstance(size, int) for size in counts):
         raise Refused("variance over a dynamic size")
     divisor = max(0.0, math.prod(counts) - (1 if correction is None else correction))
+    if divisor == 0:
+        raise Refused("variance of so few numbers that none is left to divide by")
     average = mean_of(call, x, axes)
     centred = call.emit(op.subtract(x, average))
     squares = call.emit(op.sum(call.emit(op.multiply(centred, centred)), axes, keepdims=True))
@@ -141,7 +159,7 @@ def logsumexp(call: Call, self: Any, dim: Any, keepdim: bool = False) -> Any:
     """max + log(sum(exp(x - max))), with an infinite maximum counted as zero."""
     x = call.cast(self, wide(call.dtype))
     axes, dtype = _axes(self, dim), dtype_of(x)
-    largest = call.emit(op.max(x, axes, keepdims=True))
+    largest = largest_over(call, x, axes)
     unbounded = call.emit(op.isinf(largest))
     largest = call.emit(op.where(unbounded, relax.const(0, dtype), largest))
     powers = call.emit(op.exp(call.emit(op.subtract(x, largest))))
@@ -160,7 +178,8 @@ def vector_norm(call: Call, self: Any, ord: Any = 2, dim: Any = None, keepdim: b
     if ord == 1:
         return op.sum(size, axes, keepdims=keepdim)
     if ord == math.inf:
-        return op.max(size, axes, keepdims=keepdim)
+        result = largest_over(call, size, axes)
+        return result if keepdim else call.reshape(result, call.shape)
     raise Refused(f"a vector norm of order {ord}")
 
 
@@ -189,20 +208,39 @@ def _scan(call: Call, x: Any, dim: int, function: Callable[..., Any]) -> Any:
 @converts(aten.topk.default)
 def topk(call: Call, self: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     """Values and indices in order. Among equal values the indices may differ from torch's, which promises none."""
-    x = call.cast(self, wide(call.dtype))
-    if not isinstance(k, int):
-        raise Refused("topk with a dynamic k")
-    values, indices = call.emit(op.topk(x, k, dim, "both", largest, "int64"))
-    return (values, indices)
+    axis = normal_axis(dim, len(shape_of(self)))
+    order = _order(call, self, axis, descending=largest)
+    shape = call.shape
+    first = call.compute(lambda t: te.compute(shape, lambda *i: t(*i), name="first"), order, name="first")
+    return (call.emit(op.gather_elements(self, first, axis)), first)
 
 
 @converts(aten.sort.default, aten.sort.stable)
 def sort(call: Call, self: Any, dim: int = -1, descending: bool = False, stable: bool | None = None) -> Any:
-    x = call.cast(self, wide(call.dtype))
-    order = call.emit(op.argsort(x, dim, descending, "int64"))
-    return (call.emit(op.gather_elements(x, order, normal_axis(dim, len(shape_of(x))))), order)
+    axis = normal_axis(dim, len(shape_of(self)))
+    order = _order(call, self, axis, descending=descending)
+    return (call.emit(op.gather_elements(self, order, axis)), order)
 
 
-@converts(aten.argsort.default)
-def argsort(call: Call, self: Any, dim: int = -1, descending: bool = False) -> Any:
-    return op.argsort(call.cast(self, wide(dtype_of(self))), dim, descending, "int64")
+@converts(aten.argsort.default, aten.argsort.stable)
+def argsort(call: Call, self: Any, dim: int = -1, descending: bool = False, stable: bool | None = None) -> Any:
+    return _order(call, self, normal_axis(dim, len(shape_of(self))), descending=descending)
+
+
+def _order(call: Call, self: Any, axis: int, *, descending: bool) -> Any:
+    """Indices that sort, int64. Floats are sorted by integers in the same order, in which NaN comes last."""
+    if not shape_of(self):
+        raise Refused("sorting a single number")
+    x = call.cast(self, "int8" if dtype_of(self) == "bool" else wide(dtype_of(self)))
+    if "float" in dtype_of(x):
+        bits = dtype_of(x).replace("float", "int")
+        x = per_element(call, lambda value: _sortable(value, bits), x)
+    return call.emit(op.argsort(x, axis, descending, "int64"))
+
+
+def _sortable(value: Any, bits: str) -> Any:
+    """An integer that grows with a float: its bits, those below the sign turned around for negative numbers."""
+    raw = tirx.reinterpret(bits, value)
+    most = tirx.max_value(bits)
+    key = tirx.Select(raw < 0, raw ^ most, raw)
+    return tirx.Select(tirx.isnan(value), most, tirx.Select(value == 0.0, tirx.const(0, bits), key))
