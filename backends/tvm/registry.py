@@ -49,7 +49,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def wide(dtype: str) -> str:
-    """The dtype to compute in: float32 for the 16-bit floats, as torch does on a CPU."""
+    """The dtype to compute in: float32 for the 16-bit floats, as torch does on a CPU.
+
+    TVM may keep float32 between fused operators on bfloat16 where eager torch rounds in between.
+    """
     return "float32" if dtype in _NARROW_FLOATS else dtype
 
 

@@ -183,7 +183,9 @@ _VECTOR_CALLS = {"exp", "fabs", "floor", "ceil", "trunc", "nearbyint", "sqrt", "
 
 
 def _vectorizable(block: Any) -> bool:
-    """Whether LLVM has a vector form of every function that a block calls."""
+    """Whether LLVM has a vector form of every function that a block calls; TVM has no vectors of bfloat16."""
+    if any(str(region.source.ty.dtype) == "bfloat16" for region in (*block.reads, *block.writes)):
+        return False
     calls: list[str] = []
 
     def note(call: Any) -> None:

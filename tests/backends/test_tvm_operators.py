@@ -73,3 +73,26 @@ def test_family_equals_eager(family: str) -> None:
 def test_edges_equal_eager() -> None:
     net = EachItsOwn({name: function for name, (function, _) in edges.CASES.items()})
     assert _wrong(net, tuple(x for _, x in edges.CASES.values()), 2e-6) == {}
+
+
+def test_moving_bfloat16_changes_nothing() -> None:
+    functions = {name: function for name, function in table.MOVE.items() if name not in ("like", "arange", "eye")}
+    assert _wrong(Family(functions), (table.X.bfloat16(),), 1e-2) == {}
+
+
+def test_numbers_are_rounded_before_they_meet_halves() -> None:
+    functions: dict[str, table.Function] = {
+        "gt": lambda x: x > 1.9,
+        "eq": lambda x: x == 0.1,
+        "to_bool": lambda x: x.bool(),
+        "masked": lambda x: x.masked_fill(x <= 0.3, 2.0),
+    }
+    for dtype in (torch.float16, torch.bfloat16):
+        x = torch.tensor([1.9, 0.1, 0.3, 0.0, -1.0, float("nan")]).to(dtype)
+        assert _wrong(Family(functions), (x,), 1e-6) == {}
+
+
+def test_interpolation_tables_keep_float64() -> None:
+    functions = {name: table.POOL[name] for name in ("bilinear_factor", "bilinear_antialias", "bicubic", "trilinear")}
+    inputs = tuple(x.double() for x in (table.X, table.SIGNAL, table.VOLUME))
+    assert _wrong(Family(functions), inputs, 1e-12) == {}

@@ -218,7 +218,8 @@ def power(call: Call, self: Any, exponent: Any) -> Any:
 
 
 def truth(call: Call, value: Any) -> Any:
-    return value if dtype_of(value) == "bool" else per_element(call, extreme.not_zero, value)
+    dtype = dtype_of(value)
+    return value if dtype == "bool" else per_element(call, extreme.not_zero, call.cast(value, wide(dtype)))
 
 
 @converts(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)

@@ -16,15 +16,14 @@ aten = torch.ops.aten
 op = relax.op
 
 
-def _promoted(call: Call) -> str:
-    """The dtype in which the two operands of a comparison are compared."""
-    dtype = dtype_name(torch.result_type(*(_known(call.meta_of(position)) for position in (0, 1))))
-    return "int32" if dtype == "bool" else wide(dtype)
-
-
 def _comparison(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """Compare in the promoted dtype of both operands. A number that meets 16-bit floats is rounded to them first."""
+
     def convert(call: Call, self: Any, other: Any) -> Any:
-        pair = operands(call, self, other, _promoted(call))
+        promoted = torch.result_type(*(_known(call.meta_of(position)) for position in (0, 1)))
+        name = dtype_name(promoted)
+        dtype = "int32" if name == "bool" else wide(name)
+        pair = operands(call, _rounded(self, promoted), _rounded(other, promoted), dtype)
         return per_element(call, function, *broadcast(call, *pair))
 
     return convert
@@ -33,6 +32,12 @@ def _comparison(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 def _known(value: Any) -> Any:
     """A value of the same kind for torch's promotion rules, in which a symbolic size is a Python integer."""
     return 1 if isinstance(value, torch.SymInt) else value
+
+
+def _rounded(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, bool | int | float) and dtype in (torch.float16, torch.bfloat16):
+        return torch.tensor(value, dtype=dtype).item()
+    return value
 
 
 for _name, _function in {

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from tvm import relax, te, tirx
 
-from graphopt.backends.tvm.operators.elementwise import per_element
-from graphopt.backends.tvm.operators.extreme import argument_of, largest_over, not_zero
+from graphopt.backends.tvm.operators.elementwise import per_element, truth
+from graphopt.backends.tvm.operators.extreme import argument_of, largest_over
 from graphopt.backends.tvm.operators.normalize import mean_of
 from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_of, normal_axis, shape_of, wide
 
@@ -102,8 +102,8 @@ def _index_of(call: Call, self: Any, dim: int | None, *, smallest: bool) -> Any:
 
 def _quantifier(function: Callable[..., Any]) -> Callable[..., Any]:
     def convert(call: Call, self: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        truth = self if dtype_of(self) == "bool" else per_element(call, not_zero, self)
-        return call.cast(call.emit(function(call.cast(truth, "int8"), _axes(self, dim), keepdims=keepdim)), "bool")
+        found = truth(call, self)
+        return call.cast(call.emit(function(call.cast(found, "int8"), _axes(self, dim), keepdims=keepdim)), "bool")
 
     return convert
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tvm import relax, te
 
-from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, wide
+from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_name, shape_of, wide
 
 aten = torch.ops.aten
 
@@ -74,7 +74,8 @@ def _apply(call: Call, x: Any, axis: int, matrix: torch.Tensor) -> Any:
 
         return te.compute(shape, element, name="resize")
 
-    return call.compute(compute, x, relax.const(places.numpy(), "int64"), relax.const(weights.numpy()), name="resize")
+    tables = relax.const(places.numpy(), "int64"), relax.const(weights.numpy(), dtype_name(weights.dtype))
+    return call.compute(compute, x, *tables, name="resize")
 
 
 @converts(
