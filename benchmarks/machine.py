@@ -20,6 +20,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory / 1e9, 1),
         "torch_threads": torch.get_num_threads(),
+        "load": [round(load, 1) for load in os.getloadavg()],
     }
 
 
