@@ -11,9 +11,9 @@ from torch import fx
 
 from graphopt.errors import LoadError, UnsupportedError
 from graphopt.model import Model
+from graphopt.ops import SIZE_ARITHMETIC
 from graphopt.printer import module_path, source_line, source_of
 from graphopt.signature import TensorSpec, size_of
-from graphopt.verify import SIZE_ARITHMETIC
 
 __all__ = ["graph_from_json", "graph_to_json"]
 

@@ -16,7 +16,6 @@ Not checked: the numbers (that is the pipeline's numeric check), strides, and wh
 
 from __future__ import annotations
 
-import math
 import operator
 import re
 from collections.abc import Callable, Iterable
@@ -29,22 +28,11 @@ from graphopt.errors import VerifyError
 from graphopt.fake import ShapeError, dim_of, dtype_name, shape_text
 from graphopt.mode import is_running_statistic, wrong_flags
 from graphopt.model import Model
-from graphopt.ops import is_pure, lookup
+from graphopt.ops import SIZE_ARITHMETIC, is_pure, lookup
 from graphopt.printer import excerpt, operator_name, source_of
 from graphopt.signature import TensorSpec, ValueSpec
 
-__all__ = ["INVARIANTS", "SIZE_ARITHMETIC", "is_in_place", "verify"]
-
-SIZE_ARITHMETIC: frozenset[Any] = frozenset(
-    {
-        operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg,
-        operator.pow, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.and_,
-        operator.or_, math.floor, math.ceil, math.trunc, round,
-        torch.sym_max, torch.sym_min, torch.sym_float, torch.sym_int, torch.sym_not, torch.sym_ite, torch.sym_sqrt,
-        torch.sym_sum,
-    }
-)  # fmt: skip
-"""Python functions on sizes that torch.export leaves in a graph."""
+__all__ = ["INVARIANTS", "is_in_place", "verify"]
 
 
 def verify(model: Model) -> None:

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -27,7 +28,7 @@ from graphopt.ops.axes import Created, Moved, Opaque
 from graphopt.ops.info import Kind, OpInfo, rows
 from graphopt.ops.sizes import Size, product, to_size
 
-__all__ = ["TABLE", "is_barrier", "is_commutative", "is_pure", "is_training", "is_view", "lookup"]
+__all__ = ["SIZE_ARITHMETIC", "TABLE", "is_barrier", "is_commutative", "is_pure", "is_training", "is_view", "lookup"]
 
 FAMILIES = (
     elementwise,
@@ -49,20 +50,19 @@ TABLE: Mapping[str, OpInfo] = MappingProxyType(
 SIZE = OpInfo(Kind.SIZE, Created())
 GETITEM = OpInfo(Kind.MOVEMENT, Moved(), view=True)
 
-# What a captured graph calls besides ATen overloads: indexing of several outputs, and arithmetic on sizes.
-PYTHON: Mapping[object, OpInfo] = MappingProxyType(
-    {operator.getitem: GETITEM}
-    | dict.fromkeys(
-        (
-            operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod,
-            operator.pow, operator.neg, operator.pos, operator.abs, operator.eq, operator.ne, operator.lt,
-            operator.le, operator.gt, operator.ge, operator.and_, operator.or_, operator.not_, math.ceil,
-            math.floor, math.trunc, torch.sym_max, torch.sym_min, torch.sym_sum, torch.sym_int, torch.sym_float,
-            torch.sym_not, torch.sym_ite,
-        ),
-        SIZE,
-    )
+SIZE_ARITHMETIC: frozenset[Any] = frozenset(
+    {
+        operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.pow,
+        operator.neg, operator.pos, operator.abs, operator.lshift, operator.rshift, operator.eq, operator.ne,
+        operator.lt, operator.le, operator.gt, operator.ge, operator.and_, operator.or_, operator.not_, math.ceil,
+        math.floor, math.trunc, round, torch.sym_max, torch.sym_min, torch.sym_sum, torch.sym_int, torch.sym_float,
+        torch.sym_not, torch.sym_ite, torch.sym_sqrt,
+    }
 )  # fmt: skip
+"""Python functions on sizes that torch.export leaves in a graph."""
+
+# What a captured graph calls besides ATen overloads: indexing of several outputs, and arithmetic on sizes.
+PYTHON: Mapping[object, OpInfo] = MappingProxyType({operator.getitem: GETITEM} | dict.fromkeys(SIZE_ARITHMETIC, SIZE))
 SIZES = {
     "sym_size.int": SIZE,
     "sym_numel.default": SIZE,
