@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import linecache
 import operator
+import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +16,28 @@ from torch import fx
 if TYPE_CHECKING:
     from graphopt.model import Model
 
-__all__ = ["excerpt", "module_path", "operator_name", "print_model", "print_node", "source_line", "source_of"]
+__all__ = [
+    "excerpt",
+    "is_users",
+    "module_path",
+    "operator_name",
+    "print_model",
+    "print_node",
+    "source_line",
+    "source_of",
+]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+_NOT_THE_USERS = (
+    *(str(Path(str(file)).parent) + os.sep for file in (torch.__file__, __file__, importlib.__file__)),
+    "<",
+)
+"""How the paths of files begin that hold no line of the user's."""
+
+
+def is_users(file: str) -> bool:
+    """Whether a file of a stack trace is the user's own: none of torch, of graphopt, or of the import machinery."""
+    return not file.startswith(_NOT_THE_USERS)
 
 
 def print_model(model: Model) -> str:
@@ -78,9 +100,8 @@ def source_line(node: fx.Node) -> str:
 
 
 def _user_frame(stack: str) -> str:
-    """The innermost frame of a stack trace that lies outside torch, as `file:line: code`."""
-    frames = [(match[1], int(match[2])) for match in _FRAME.finditer(stack)]
-    own = [frame for frame in frames if "/torch/" not in frame[0] and not frame[0].startswith("<")]
+    """The innermost frame of a stack trace that is the user's, as `file:line: code`."""
+    own = [(match[1], int(match[2])) for match in _FRAME.finditer(stack) if is_users(match[1])]
     if not own:
         return ""
     file, line = own[-1]

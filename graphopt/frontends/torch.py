@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import inspect
 import io
 import linecache
 import logging
-import os
 import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,20 +20,14 @@ from torch import nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-import graphopt
 from graphopt.errors import UnsupportedError, UsageError
 from graphopt.export import from_exported_program, hinted, is_unprovable
 from graphopt.model import Model
+from graphopt.printer import is_users
 from graphopt.signature import Signature
 from graphopt.verify import verify
 
 __all__ = ["capture", "user_line"]
-
-_NOT_THE_USERS = (
-    *(str(Path(str(package.__file__)).parent) + os.sep for package in (torch, graphopt, importlib)),
-    "<",
-)
-"""How the paths of files begin that hold no line of the user's."""
 
 _RANGE = re.compile(r"(\w+) = Dim\('\w+'(?:, min=(?P<min>\d+))?(?:, max=(?P<max>\d+))?\)")
 _SIZE = re.compile(r"(?:(\d+)\s*\*\s*)?([A-Za-z_]\w*)$")
@@ -310,8 +301,7 @@ def user_line(error: BaseException) -> str:
     while current is not None:
         for frame, line in traceback.walk_tb(current.__traceback__):
             file = frame.f_code.co_filename
-            if file.startswith(_NOT_THE_USERS):
-                continue
-            found = f"{file}:{line}: {linecache.getline(file, line).strip()}"
+            if is_users(file):
+                found = f"{file}:{line}: {linecache.getline(file, line).strip()}"
         current = current.__cause__ or current.__context__
     return found
