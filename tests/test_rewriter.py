@@ -195,3 +195,57 @@ def test_the_argument_called_self_can_be_named() -> None:
     tanh = rw.call(aten.tanh.default, self=relu.args[0], before=relu)
     rw.update(relu, "for the test", self=tanh)
     assert rw.argument(relu, "self") is tanh
+
+
+def test_discard_takes_a_call_back_without_a_trace() -> None:
+    rw = rewriter()
+    relu, before = one(rw, aten.relu.default), str(rw.model)
+    new = rw.call(aten.gelu.default, relu.args[0], before=relu)
+    rw.discard(new)
+    assert str(rw.model) == before and new._erased
+    assert not rw.changed and not rw.edits and not rw.misses and rw.unjournaled() is None
+    verify(rw.model)
+    again = rw.call(aten.tanh.default, relu.args[0], before=relu)
+    rw.replace(relu, again, "for the test")
+    assert rw.unjournaled() is None and "tanh" in str(rw.model)
+
+
+def test_discard_of_the_first_call_leaves_a_place_for_tensors() -> None:
+    rw = rewriter()
+    conv = one(rw, aten.conv2d.default)
+    rw.discard(rw.call(aten.neg.default, conv.args[0], before=conv))
+    bias = rw.add_tensor("extra", torch.ones(4))
+    rw.update(conv, "for the test", bias=bias)
+    verify(rw.model)
+    assert rw.unjournaled() is None
+
+
+@pytest.mark.parametrize("what", ["old", "used", "tensor"])
+def test_discard_refuses_what_is_part_of_the_graph(what: str) -> None:
+    rw = rewriter()
+    relu = one(rw, aten.relu.default)
+    node = relu if what == "old" else rw.argument(one(rw, aten.conv2d.default), "weight")
+    if what == "used":
+        node = rw.call(aten.neg.default, relu.args[0], before=relu)
+        rw.call(aten.tanh.default, node, before=relu)
+    before = str(rw.model)
+    with pytest.raises(GraphoptError, match=f"'{node.name}' is part of the graph"):
+        rw.discard(node)
+    assert str(rw.model) == before
+
+
+class Reshapes(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x.transpose(1, 2).contiguous()).view(2, -1)
+
+
+def test_refresh_infers_a_value_after_its_input_got_other_strides() -> None:
+    rw = Rewriter(go.capture(Reshapes(), (torch.randn(2, 3, 4),)).clone(share_tensors=True))
+    copy, relu, view = one(rw, aten.contiguous.default), one(rw, aten.relu.default), one(rw, aten.view.default)
+    rw.replace(copy, rw.argument(copy, "self"), "for the test")
+    assert rw.fake(relu).stride() == (12, 3, 1)
+    rw.refresh(relu)
+    assert rw.fake(relu).shape == (2, 4, 3) and rw.fake(relu).stride() == (12, 1, 4)
+    with pytest.raises(ShapeError, match="view"):
+        rw.refresh(view)
+    assert [edit.node for edit in rw.edits] == [copy.name] and rw.unjournaled() is None
