@@ -23,6 +23,7 @@ from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.fake import Shapes, dim_of, dtype_name
 from graphopt.frontends.conditions import conditions
 from graphopt.frontends.functionalize import functionalize
+from graphopt.frontends.outputs import output_leaves, output_names, refuse_data_dependent
 from graphopt.frontends.regions import inline_regions, refuse_control_flow
 from graphopt.mode import is_running_statistic, note_fixed_flags, unchain_counters
 from graphopt.model import Mode, Model, empty_module
@@ -285,18 +286,15 @@ def _example(program: ExportedProgram) -> list[torch.Tensor]:
     ]
 
 
-def _signature(
-    graph: fx.Graph, shapes: Shapes, program: ExportedProgram, output_names: Sequence[str] | None
-) -> Signature:
+def _signature(graph: fx.Graph, shapes: Shapes, program: ExportedProgram, named: Sequence[str] | None) -> Signature:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs = [_spec(node.meta["input_name"], node.meta["val"], shapes) for node in placeholders]
-    output = next(node for node in graph.nodes if node.op == "output")
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]  # set by torch.export
-    leaves = list(output.args[0]) if isinstance(output.args[0], tuple | list) else [output.args[0]]
-    names = output_names or _output_names(info.out_spec)
+    names = named or output_names(info.out_spec)
+    refuse_data_dependent(graph, shapes, names)
     outputs = [
         _spec(name, leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf, shapes)
-        for name, leaf in zip(names, leaves, strict=True)
+        for name, leaf in zip(names, output_leaves(graph), strict=True)
     ]
     ranges = {}
     for symbol, name in shapes.names.items():
@@ -327,14 +325,3 @@ def _spec(name: str, value: Any, shapes: Shapes) -> ValueSpec:
     if isinstance(value, torch.SymInt):
         return ConstSpec(name, shapes.name(value))
     return ConstSpec(name, value)
-
-
-def _output_names(spec: pytree.TreeSpec) -> list[str]:
-    """Names from the keys of the returned structure: `logits`, `output_0`, or `output` for a lone tensor."""
-    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    names = []
-    for path, _ in pytree.tree_flatten_with_path(tree)[0]:
-        keys = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
-        name = "_".join(keys) or "output"
-        names.append(f"output_{name}" if name[0].isdigit() else name)
-    return names

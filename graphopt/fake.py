@@ -16,12 +16,12 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, free_unbacked_symbols
 
 from graphopt.errors import GraphoptError
 from graphopt.signature import Dim, Range, size_of
 
-__all__ = ["FakeTensor", "ShapeError", "Shapes", "dim_of", "is_symbolic", "shape_text"]
+__all__ = ["FakeTensor", "ShapeError", "Shapes", "data_dependent", "dim_of", "is_symbolic", "shape_text"]
 
 
 class ShapeError(GraphoptError):
@@ -154,6 +154,17 @@ def dim_of(size: int | torch.SymInt, shapes: Shapes) -> Dim:
         expr = size.node.expr
         return int(expr) if expr.is_number else shapes.name(expr)
     return int(size)
+
+
+def data_dependent(value: object) -> set[sympy.Symbol]:
+    """The sizes and numbers in a fake value that are known only once an operator has run."""
+    if isinstance(value, tuple | list):
+        return set().union(*map(data_dependent, value))
+    if isinstance(value, torch.Tensor):
+        return set(free_unbacked_symbols(list(value.shape)))
+    return (
+        set(free_unbacked_symbols(value)) if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else set()
+    )
 
 
 def is_symbolic(value: object) -> bool:
