@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.fake import Shapes, dim_of, dtype_name
-from graphopt.frontends.conditions import conditions
+from graphopt.frontends.conditions import conditions, squeezed
 from graphopt.frontends.functionalize import functionalize
 from graphopt.frontends.outputs import output_leaves, output_names, refuse_data_dependent
 from graphopt.frontends.regions import inline_regions, refuse_control_flow
@@ -307,7 +307,7 @@ def _signature(graph: fx.Graph, shapes: Shapes, program: ExportedProgram, named:
     trees = (pytree.treespec_dumps(info.in_spec), pytree.treespec_dumps(info.out_spec))
     signature = Signature(tuple(inputs), tuple(outputs), ranges, *trees)
     assumed = conditions(program._guards_code, signature, info.in_spec, info.orig_args)
-    return replace(signature, conditions=assumed)
+    return replace(signature, conditions=(*assumed, *squeezed(graph, shapes, ranges)))
 
 
 def _register_namedtuples(spec: pytree.TreeSpec) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from graphopt.errors import LoadError, UnsupportedError
-from graphopt.signature import Dim, Signature, TensorSpec, size_of
+from graphopt.fake import Shapes, dim_of
+from graphopt.ops import arguments
+from graphopt.signature import Dim, Range, Signature, TensorSpec, size_of
 
-__all__ = ["conditions"]
+__all__ = ["conditions", "squeezed"]
+
+_SQUEEZES = ("squeeze", "squeeze_copy")
 
 
 def conditions(
@@ -44,6 +50,25 @@ def conditions(
                 todo="leave fewer sizes free in `dynamic`, or move the decision out of forward",
             ) from error
         found[text] = None
+    return tuple(found)
+
+
+def squeezed(graph: fx.Graph, shapes: Shapes, ranges: Mapping[str, Range]) -> tuple[str, ...]:
+    """`batch != 1` for every free size that the graph squeezes: an axis of size one would go, the graph keeps it.
+
+    torch takes a free size for two or more and collects no guard here. For sizes such as `batch - 1` it collects one.
+    """
+    found: dict[str, None] = {}
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or node.target._opname not in _SQUEEZES:
+            continue
+        given = arguments(node)
+        shape = given["self"].meta["val"].shape
+        dims = given.get("dim", range(len(shape)))
+        for axis in [dims] if isinstance(dims, int) else dims:
+            size = dim_of(shape[axis], shapes) if shape else 0  # squeeze(0) of a lone number is allowed
+            if size in ranges and ranges[str(size)].min <= 2:
+                found[f"{size} != 1"] = None
     return tuple(found)
 
 

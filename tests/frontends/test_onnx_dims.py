@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import graphopt as go
-from graphopt.errors import UsageError
+from graphopt.errors import UnsupportedError, UsageError
 from graphopt.export import to_exported_program
 from graphopt.frontends.onnx import load_onnx
 from graphopt.signature import Range
@@ -160,3 +160,25 @@ def test_attention_over_free_batch_and_sequence_is_one_operator(tmp_path: Path) 
     heads = x.reshape(3, 5, 4, 8).transpose(1, 2)
     reference = nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
     assert relative_error(model(x), reference) < 1e-6
+
+
+def squeeze(path: Path, axes: list[int] | None, dims: list) -> Path:
+    inputs = ["x"] if axes is None else ["x", "axes"]
+    constants = {} if axes is None else {"axes": np.array(axes)}
+    return write(path, [helper.make_node("Squeeze", inputs, ["y"])], {"x": dims}, ["y"], constants)
+
+
+def test_a_dim_that_is_squeezed_by_name_is_one(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="the graph fixes the dynamic dims n"):
+        model = load_onnx(squeeze(tmp_path / "m.onnx", [0], ["n", 3]))
+    assert model.signature.inputs[0].dims == (1, 3) and model.signature.outputs[0].dims == (3,)
+    path = squeeze(tmp_path / "m.onnx", [-2], ["n", "m", 3])
+    with pytest.raises(UnsupportedError, match="axis -2 has size 10, only one of size one can go") as caught:
+        load_onnx(path)
+    assert "node that computes 'y'" in str(caught.value.where)
+    assert load_onnx(path, sizes={"m": 1}).signature.outputs[0].dims == ("n", 3)
+
+
+def test_a_free_dim_stays_where_the_axes_to_squeeze_are_not_named(tmp_path: Path) -> None:
+    model = load_onnx(squeeze(tmp_path / "m.onnx", None, ["n", 1, 3]))
+    assert model.signature.outputs[0].dims == ("n", 3) and not model.signature.conditions

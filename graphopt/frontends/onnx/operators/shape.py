@@ -83,9 +83,16 @@ def squeeze_attribute(x: Tensor, *, axes: Ints | None = None) -> Tensor:
 
 @operator("Squeeze", since=13)
 def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
-    """Without axes, every axis of size one goes; a dynamic one stays."""
+    """Without axes, every axis of size one goes; a dynamic one stays. Axes that are named must have size one, which
+    fixes a dynamic one; torch would keep an axis of another size.
+    """
     if axes is None:
         axes = tuple(i for i, d in enumerate(x.shape) if isinstance(d, int) and d == 1)
+    for axis in axes:
+        if x.shape[axis] != 1:
+            raise refuse(
+                f"axis {axis} has size {x.shape[axis]}, only one of size one can go", "write 1 for it into the file"
+            )
     return x.squeeze(axes)
 
 
