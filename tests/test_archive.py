@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import graphopt as go
-from graphopt.errors import LoadError, UsageError
+from graphopt.errors import InputError, LoadError, UsageError
 from tests.compare import relative_error
 from tests.tiny import NAMES, build
 
@@ -38,8 +38,9 @@ def test_round_trip(name: str, suffix: str, tmp_path: Path) -> None:
     assert relative_error(again(*net.args(2, seed=1)), model(*net.args(2, seed=1))) == 0
     assert set(again.state_dict()) == set(model.state_dict()) and again.mode == model.mode
     assert sorted(map(sorted, again.params.ties())) == sorted(map(sorted, model.params.ties()))
+    assert again.signature == model.signature
     if suffix == ".gopt":
-        assert str(again) == str(model) and again.signature == model.signature and again.kept == model.kept
+        assert str(again) == str(model) and again.kept == model.kept
 
 
 def test_everything_is_kept_and_equal_bytes(tmp_path: Path) -> None:
@@ -140,6 +141,72 @@ def test_truncated_and_foreign_files(tmp_path: Path) -> None:
         go.load(tmp_path / "missing.onnx")
 
 
+class Named(nn.Module):
+    def forward(self, a: torch.Tensor, pair: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        b = pair["b"]
+        return a.repeat_interleave(2, 0) @ b if a.shape[0] * b.shape[1] % 3 == 0 else a @ b, a.shape[0]
+
+
+def named() -> go.Model:
+    return go.capture(
+        Named(),
+        (torch.randn(6, 8), {"b": torch.randn(8, 10)}),
+        dynamic={"a": {0: "batch"}, "pair": {"b": {1: "2*half"}}},
+        input_names=["left", "right"],
+        output_names=["product", "rows"],
+    )
+
+
+def parts_of(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def write_parts(path: Path, parts: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+def test_pt2_keeps_names_ranges_and_conditions(tmp_path: Path) -> None:
+    model = named()
+    assert model.signature.tensor_inputs[1].dims == (8, "2*half") and len(model.signature.conditions) == 1
+    model.save(tmp_path / "net.pt2")
+    again = go.load(tmp_path / "net.pt2")
+    assert again.signature == model.signature
+    with pytest.raises(InputError, match="captured for sizes with"):
+        again(torch.randn(2, 8), {"b": torch.randn(8, 4)})
+    again.save(tmp_path / "again.pt2")
+    assert go.load(tmp_path / "again.pt2").signature == model.signature
+
+
+def test_pt2_of_others_is_named_after_its_inputs(tmp_path: Path) -> None:
+    named().save(tmp_path / "net.pt2")
+    parts = parts_of(tmp_path / "net.pt2")
+    (record,) = [name for name in parts if name.endswith("graphopt.json")]
+    del parts[record]
+    write_parts(tmp_path / "theirs.pt2", parts)
+    again = go.load(tmp_path / "theirs.pt2")
+    assert [spec.name for spec in again.signature.inputs] == ["a", "pair_b"]
+    assert set(again.signature.ranges) == {"a_0", "pair_b_1"}
+
+
+@pytest.mark.parametrize("damage", ["text", "fields", "inputs", "outputs"])
+def test_pt2_with_a_damaged_record_is_refused(damage: str, tmp_path: Path) -> None:
+    named().save(tmp_path / "net.pt2")
+    parts = parts_of(tmp_path / "net.pt2")
+    (record,) = [name for name in parts if name.endswith("graphopt.json")]
+    data = json.loads(parts[record])
+    if damage == "fields":
+        del data["ranges"]
+    elif damage != "text":
+        data[damage] = data[damage][:1]
+    parts[record] = b"{" if damage == "text" else json.dumps(data).encode()
+    write_parts(tmp_path / "bad.pt2", parts)
+    with pytest.raises(LoadError, match=r"cannot be read|does not fit"):
+        go.load(tmp_path / "bad.pt2")
+
+
 class Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (Path.touch, (Path("exploded"),))
@@ -148,17 +215,14 @@ class Bomb:
 def test_pickles_in_pt2_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small().save(tmp_path / "net.pt2")
-    with zipfile.ZipFile("net.pt2") as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts = parts_of(tmp_path / "net.pt2")
     (sample,) = [name for name in parts if "sample_inputs" in name]
     buffer = io.BytesIO()
     torch.save(Bomb(), buffer)
     parts[sample] = buffer.getvalue()
     root = sample.split("/")[0]
     for extra in ({}, {f"{root}/data/constants/opaque_obj_0": pickle.dumps(Bomb())}):
-        with zipfile.ZipFile("bad.pt2", "w") as archive:
-            for name, content in (parts | extra).items():
-                archive.writestr(name, content)
+        write_parts(tmp_path / "bad.pt2", parts | extra)
         with pytest.raises(LoadError):
             go.load("bad.pt2")
     assert not Path("exploded").exists()
