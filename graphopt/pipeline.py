@@ -303,8 +303,10 @@ class _Runner:
         if self.repro is not None:
             from graphopt.repro import write_reproducer
 
-            write_reproducer(self.repro, self.original, self.pipeline, len(done), what)
-            todo += f" with the reproducer in {self.repro}"
+            write_reproducer(
+                self.repro, self.original, self.pipeline, len(done), what, check=self.check, limit=self.limit
+            )
+            todo += f" with the reproducer in {self.repro}: `graphopt repro {self.repro}` runs it again"
         return PassFailed(f"'{step.name}' failed: {what}", where=where, why=_why(error), todo=todo)
 
 

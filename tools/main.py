@@ -24,6 +24,7 @@ from graphopt.tools.explain import explain
 from graphopt.tools.info import info
 from graphopt.tools.opt import opt
 from graphopt.tools.passes import passes
+from graphopt.tools.repro import repro
 from graphopt.tools.run import run
 from graphopt.tools.targets import targets
 
@@ -72,7 +73,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (opt, build, run, bench, info, passes, explain, targets):
+for _command in (opt, build, run, bench, info, passes, explain, repro, targets):
     app.command()(_command)
 
 

@@ -51,7 +51,7 @@ def main(*arguments: object, absent: tuple[str, ...] = HEAVY) -> str:
 
 
 @pytest.mark.parametrize(
-    "words", [("--help",), ("passes",), ("targets",), ("opt", "--help"), ("--version",)]
+    "words", [("--help",), ("passes",), ("targets",), ("opt", "--help"), ("repro", "--help"), ("--version",)]
 )
 def test_light_commands_import_nothing_heavy(words: tuple[str, ...]) -> None:
     done = python(main(*words, absent=NOT_FOR_HELP))
@@ -61,7 +61,7 @@ def test_light_commands_import_nothing_heavy(words: tuple[str, ...]) -> None:
 def test_help_names_every_command() -> None:
     result = graphopt("--help")
     assert result.exit_code == 0
-    assert all(name in result.stdout for name in ("opt", "build", "run", "bench", "info", "passes", "explain"))
+    assert all(name in result.stdout for name in ("opt", "build", "run", "bench", "info", "passes", "explain", "repro"))
 
 
 # opt
@@ -115,7 +115,7 @@ def test_a_failing_pass_leaves_a_reproducer_and_no_model(
 
     monkeypatch.setattr(FoldBatchNorm, "run", fail)
     result = graphopt("opt", model_file, "-p", PASSES, "-o", tmp_path / "out.gopt", "--repro", tmp_path / "repro")
-    refused(result, 1, "'fold-batch-norm' failed: this pass fails", "reproducer")
+    refused(result, 1, "'fold-batch-norm' failed: this pass fails", f"`graphopt repro {tmp_path / 'repro'}`")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["repro"]
     assert json.loads((tmp_path / "repro" / "repro.json").read_text())["pipeline"] == PASSES
 
