@@ -26,19 +26,21 @@ class TvmBackend(Backend):
     name: ClassVar[str] = "tvm"
 
     def supports(self, model: Model) -> list[Unsupported]:
-        return self._imported(model).unsupported
+        return self._imported(model, this_machine(), 1).unsupported
 
     def compile(self, model: Model, target: Target, *, threads: int | None = None) -> Artifact:
         from graphopt.backends.tvm.runtime import use_threads
 
-        imported = self._imported(model)
+        machine = tvm_target(target)
+        count = threads or target.cores
+        imported = self._imported(model, target, count)
         if imported.unsupported:
             raise refuse(self.name, imported.unsupported)
-        count = threads or target.cores
         use_threads(count)  # compiling runs code too, to fold constants
+        from graphopt.backends.tvm.kernels.machine import Machine
         from graphopt.backends.tvm.lower import build
 
-        built = build(imported.module, tvm_target(target))
+        built = build(imported.module, machine, Machine.of(target, count))
         runs_here = _runs_here(target)
         module = built.executable.jit() if runs_here else None
         return TvmArtifact(model.signature, target, count, module, built.weights, built.executable)
@@ -49,11 +51,12 @@ class TvmBackend(Backend):
 
         return load_from(directory, manifest)
 
-    def _imported(self, model: Model) -> Imported:
+    def _imported(self, model: Model, target: Target, threads: int) -> Imported:
         from graphopt.backends.tvm.importer import import_program, prepare
+        from graphopt.backends.tvm.kernels.machine import Machine
         from graphopt.export import to_exported_program
 
-        return import_program(prepare(to_exported_program(model)))
+        return import_program(prepare(to_exported_program(model)), Machine.of(target, threads))
 
 
 def tvm_target(target: Target) -> Any:

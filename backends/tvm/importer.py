@@ -9,7 +9,7 @@ against torch's shape and cast to torch's dtype.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,18 @@ from tvm import ir, relax, sym
 
 import graphopt.backends.tvm.operators  # noqa: F401  # fills the table
 from graphopt.backend import Unsupported
-from graphopt.backends.tvm.registry import CONVERTERS, Call, Refused, dtype_name, dtype_of, shape_of
+from graphopt.backends.tvm import layout
+from graphopt.backends.tvm.kernels.machine import Machine
+from graphopt.backends.tvm.registry import (
+    CONVERTERS,
+    LAYOUTS,
+    Call,
+    Converter,
+    Refused,
+    dtype_name,
+    dtype_of,
+    shape_of,
+)
 from graphopt.backends.tvm.symbols import Symbols
 from graphopt.errors import UnsupportedError
 
@@ -72,17 +83,19 @@ def _needs_rewriting(target: Any) -> bool:
     return isinstance(target, torch._ops.HigherOrderOperator) and "wrap_with" in target.name()
 
 
-def import_program(program: ExportedProgram) -> Imported:
+def import_program(program: ExportedProgram, machine: Machine) -> Imported:
     """Convert a functional program and list what cannot be converted; the module is of use when nothing is."""
-    return _Importer(program).run()
+    return _Importer(program, machine).run()
 
 
 class _Importer:
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, machine: Machine) -> None:
         self.program = program
+        self.machine = machine
         self.builder = relax.BlockBuilder()
         self.symbols = Symbols()
         self.values: dict[fx.Node, Any] = {}
+        self.plain: dict[tuple[fx.Node, int], Any] = {}
         self.stored: dict[fx.Node, Any] = {}
         self.copies: dict[Any, Any] = {}
         self.unsupported: list[Unsupported] = []
@@ -162,7 +175,7 @@ class _Importer:
             self.stored[node] = self._computed(node)
             return
         try:
-            call = Call(self.builder, node, self.symbols.size, self.symbols.variables)
+            call = Call(self.builder, node, self.symbols.size, self.symbols.variables, self.machine)
             self.values[node] = self._settle(node, self._convert(call), meta)
         except Refused as refusal:
             self._refuse(node, str(refusal))
@@ -177,26 +190,63 @@ class _Importer:
         if target is operator.getitem:
             (source,) = call.node.all_input_nodes
             return converter(call, self._tensors(source), call.node.args[1])
-        return converter(call, **self._arguments(call.node))
+        takes = LAYOUTS[converter]
+        if takes == "any":
+            return converter(call, **self._arguments(call.node, self._tensors))
+        if takes == "same":
+            return self._element_wise(call, converter)
+        return converter(call, **self._arguments(call.node, self._plain))
+
+    def _element_wise(self, call: Call, converter: Converter) -> Any:
+        """Convert in the order of axes that the operands have, if they have one of their own."""
+        tensors = [self._tensors(argument) for argument in call.node.all_input_nodes if self._is_tensor(argument)]
+        rank = len(call.meta.shape) if isinstance(call.meta, torch.Tensor) else -1
+        order = layout.common_order(tensors, rank)
+        if order is None or not all(isinstance(t, layout.Ordered) or hasattr(t, "ty") for t in tensors):
+            return converter(call, **self._arguments(call.node, self._plain))
+        call.order = order
+
+        def ready(node: fx.Node) -> Any:
+            return layout.broadcast_ready(call, self._tensors(node), order)
+
+        return layout.Ordered(self.builder.emit(converter(call, **self._arguments(call.node, ready))), order)
+
+    def _is_tensor(self, node: fx.Node) -> bool:
+        return isinstance(node.meta["val"], torch.Tensor)
+
+    def _plain(self, node: fx.Node) -> Any:
+        """The Relax value of a node with its axes in torch's order."""
+        value = self._tensors(node)
+        if isinstance(value, tuple):
+            return tuple(self._plain_part(node, i, part) for i, part in enumerate(value))
+        return self._plain_part(node, 0, value)
+
+    def _plain_part(self, node: fx.Node, number: int, value: Any) -> Any:
+        if not isinstance(value, layout.Ordered):
+            return value
+        if (node, number) not in self.plain:
+            call = Call(self.builder, node, self.symbols.size, self.symbols.variables, self.machine)
+            self.plain[node, number] = layout.plain(call, value)
+        return self.plain[node, number]
 
     def _check_dtypes(self, meta: Any) -> None:
         for tensor in meta if isinstance(meta, tuple | list) else (meta,):
             if isinstance(tensor, torch.Tensor) and tensor.dtype not in _DTYPES:
                 raise Refused(f"dtype {dtype_name(tensor.dtype)}")
 
-    def _arguments(self, node: fx.Node) -> dict[str, Any]:
+    def _arguments(self, node: fx.Node, tensors: Callable[[fx.Node], Any]) -> dict[str, Any]:
         """The arguments of a node under the names of its schema; those left at their default are left out."""
         schema = node.target._schema.arguments  # type: ignore[union-attr]  # an operator overload
         given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)} | node.kwargs
-        return {name: self._value(value) for name, value in given.items()}
+        return {name: self._value(value, tensors) for name, value in given.items()}
 
-    def _value(self, value: Any) -> Any:
+    def _value(self, value: Any, tensors: Callable[[fx.Node], Any]) -> Any:
         if isinstance(value, list | tuple):
-            return [self._value(item) for item in value]
+            return [self._value(item, tensors) for item in value]
         if not isinstance(value, fx.Node):
             return value
         meta = value.meta["val"]
-        return self._tensors(value) if _holds_tensor(meta) else self.symbols.size(meta)
+        return tensors(value) if _holds_tensor(meta) else self.symbols.size(meta)
 
     def _tensors(self, node: fx.Node) -> Any:
         """The Relax value of a node; a stored tensor becomes a constant when it is first asked for."""
@@ -224,6 +274,9 @@ class _Importer:
         """Emit the converted value in torch's dtype, and check its shape against torch's."""
         if isinstance(value, tuple):
             return tuple(v if v is None else self._settle(node, v, m) for v, m in zip(value, meta, strict=True))
+        if isinstance(value, layout.Ordered):
+            stored = meta.permute(value.order)
+            return layout.settled(layout.Ordered(self._settle(node, value.value, stored), value.order))
         result = value if isinstance(value, relax.Var | ir.GenericConst) else self.builder.emit(value)
         dtype = dtype_name(meta.dtype)
         if dtype_of(result) != dtype:
@@ -266,7 +319,7 @@ class _Importer:
             if spec.kind != OutputKind.USER_OUTPUT:
                 self._refuse(value, f"it writes to '{spec.target}'; a compiled graph has no state")
             elif isinstance(spec.arg, TensorArgument):
-                results.append(self._tensors(value))
+                results.append(self._plain(value))
             elif not isinstance(spec.arg, ConstantArgument):
                 self._refuse(value, "an output is a size, not a tensor")
         return results

@@ -8,7 +8,8 @@ from typing import Any
 from tvm import IRModule, relax, transform
 from tvm import target as tvm_target
 
-from graphopt.backends.tvm.schedule import schedule_for_cpu
+from graphopt.backends.tvm.kernels import scheduled
+from graphopt.backends.tvm.kernels.machine import Machine
 
 __all__ = ["Built", "build"]
 
@@ -24,9 +25,9 @@ class Built:
     weights: list[Any]
 
 
-def build(module: IRModule, target: tvm_target.Target) -> Built:
+def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Built:
     """Compile the module that the importer made."""
-    with target, transform.PassContext(opt_level=3):
+    with target, transform.PassContext(opt_level=3, config={"tirx.disable_storage_rewrite": True}):
         module = transform.Sequential(
             [
                 relax.transform.LegalizeOps(),
@@ -38,8 +39,27 @@ def build(module: IRModule, target: tvm_target.Target) -> Built:
             ]
         )(module)
         module, weights = _take_weights_out(module)
-        executable = relax.build(schedule_for_cpu(module), target)
+        module = relax.transform.RewriteDataflowReshape()(relax.backend.DispatchSortScan()(module))
+        module = _TO_MACHINE(scheduled(module, machine))
+        executable = relax.build(module, target, relax_pipeline=None, tir_pipeline="s_tir")
     return Built(executable, weights)
+
+
+_TO_MACHINE = transform.Sequential(
+    [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+)
+"""From dataflow to code for the virtual machine: memory planned and reused, shapes computed, calls made explicit."""
 
 
 def _take_weights_out(module: IRModule) -> tuple[IRModule, list[Any]]:

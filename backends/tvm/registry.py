@@ -8,20 +8,42 @@ expressions. What it returns is cast to the dtype, and checked against the shape
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx
 from torch.utils import dlpack
 from tvm import ir, relax, runtime, s_tir, te, tirx
 
-__all__ = ["CONVERTERS", "Call", "Converter", "Refused", "converts", "dtype_name", "precomputed", "wide"]
+from graphopt.backends.tvm.kernels.machine import Machine
+
+__all__ = [
+    "CONVERTERS",
+    "LAYOUTS",
+    "Call",
+    "Converter",
+    "Refused",
+    "converts",
+    "dtype_name",
+    "element_wise",
+    "precomputed",
+    "wide",
+]
 
 Converter = Callable[..., Any]
 
 CONVERTERS: dict[Any, Converter] = {}
 """Converter of each overload (and of `operator.getitem`)."""
+
+Layout = Literal["torch", "same", "any"]
+
+LAYOUTS: dict[Converter, Layout] = {}
+"""What order of axes a converter takes (see `converts`)."""
+
+_OUT_ELEMENT_WISE_FUSABLE = 4
+"""TVM's number for functions into which element-wise functions that follow may be fused."""
 
 _NARROW_FLOATS = ("float16", "bfloat16")
 
@@ -30,10 +52,17 @@ class Refused(Exception):
     """This backend cannot convert a node; the message is the reason."""
 
 
-def converts(*overloads: Any) -> Callable[[Converter], Converter]:
-    """Register a function as the converter of the given overloads."""
+def converts(*overloads: Any, layout: Layout = "torch") -> Callable[[Converter], Converter]:
+    """Register a function as the converter of the given overloads.
+
+    Args:
+        layout: the order of axes that it takes its tensors in: `torch`, the order that torch has; `same`, for
+            operators that work element by element, any order as long as all tensors have the same one; `any`, whatever
+            order each has, so that it gets `Ordered` values as well and may return them.
+    """
 
     def register(function: Converter) -> Converter:
+        LAYOUTS[function] = layout
         for overload in overloads:
             if overload in CONVERTERS:
                 raise ValueError(f"two converters for {overload}")
@@ -41,6 +70,9 @@ def converts(*overloads: Any) -> Callable[[Converter], Converter]:
         return function
 
     return register
+
+
+element_wise = functools.partial(converts, layout="same")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -57,7 +89,12 @@ def wide(dtype: str) -> str:
 
 
 class Call:
-    """One node under conversion: its torch metadata, and the means to emit Relax code for it."""
+    """One node under conversion: its torch metadata, and the means to emit Relax code for it.
+
+    Attributes:
+        machine: what kernels are written for.
+        order: the order of axes that the result is made in, when it is not torch's.
+    """
 
     def __init__(
         self,
@@ -65,11 +102,14 @@ class Call:
         node: fx.Node,
         size: Callable[[Any], Any],
         symbols: Callable[[], Sequence[Any]],
+        machine: Machine,
     ) -> None:
         self.builder = builder
         self.node = node
         self._size = size
         self._symbols = symbols
+        self.machine = machine
+        self.order: tuple[int, ...] | None = None
 
     @property
     def meta(self) -> Any:
@@ -83,8 +123,9 @@ class Call:
 
     @property
     def shape(self) -> list[Any]:
-        """Sizes of the (first) result, integers or TIR expressions."""
-        return self.sizes(self._first_meta())
+        """Sizes of the (first) result, integers or TIR expressions, in the order that the result is made in."""
+        sizes = self.sizes(self._first_meta())
+        return sizes if self.order is None else [sizes[axis] for axis in self.order]
 
     def sizes(self, meta: torch.Tensor) -> list[Any]:
         """The sizes of a fake tensor as integers or TIR expressions."""
@@ -117,8 +158,10 @@ class Call:
             return self.compute(lambda: te.compute((), lambda: tirx.Cast(dtype, value), name="size"), name="size")
         return self.cast(value, dtype)
 
-    def compute(self, function: Callable[..., te.Tensor], *inputs: Any, name: str = "compute") -> Any:
-        """Emit a tensor-expression function of the inputs.
+    def compute(
+        self, function: Callable[..., te.Tensor], *inputs: Any, name: str = "compute", anchor: bool = False
+    ) -> Any:
+        """Emit a tensor-expression function of the inputs; an `anchor` has a kernel that also does what follows it.
 
         The expression may use the symbols of any size. Those that no input has as a dimension become arguments.
         (`BlockBuilder.emit_te` finds only the symbols of shapes.)
@@ -134,6 +177,8 @@ class Call:
             if any(symbol.same_as(v) for v in used) and not any(symbol.same_as(size) for size in bound)
         ]
         code = s_tir.renew_defs(te.create_prim_func([*tensors, *free, result], "int64"))
+        if anchor:
+            code = code.with_attr("op_pattern", _OUT_ELEMENT_WISE_FUSABLE)
         place = self.builder.add_func(code.without_attr("global_symbol"), name)
         kind = relax.TensorType(list(result.shape), result.dtype)
         return self.emit(relax.call_tir(place, [*inputs, *free], kind))

@@ -96,7 +96,8 @@ def load_from(folder: Path, manifest: Mapping[str, Any]) -> TvmArtifact:
         module = ffi().load_module(str(folder / _CODE))
     except (RuntimeError, OSError) as error:
         raise LoadError(
-            f"'{folder / _CODE}' does not load on this machine", why=str(error).strip().splitlines()[-1],
+            f"'{folder / _CODE}' does not load on this machine",
+            why=str(error).strip().splitlines()[-1],
             todo=f"it was built for {target.arch} {target.cpu}; build the model for this machine",
         ) from error
     return TvmArtifact(signature, target, threads, module, weights)
@@ -111,7 +112,8 @@ def _check(path: Path, digest: str | None) -> None:
         raise LoadError(f"'{path}' is missing", todo="copy the whole folder, or build the model again")
     if _digest(path) != digest:
         raise LoadError(
-            f"'{path}' is not the file that was saved", why="its SHA-256 differs from the manifest's",
+            f"'{path}' is not the file that was saved",
+            why="its SHA-256 differs from the manifest's",
             todo="copy the folder again, or build the model again",
         )
 

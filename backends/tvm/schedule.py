@@ -8,12 +8,13 @@ parallel over its outer loops, vectorised along the last one. A block that a rul
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import tvm_ffi
 from tvm import IRModule, ir, s_tir, tirx
 
-__all__ = ["schedule_for_cpu"]
+__all__ = ["ELEMENTARY", "holds_bfloat16", "schedule_function"]
 
 _LANES = 8
 _ACCUMULATORS = 12
@@ -23,16 +24,15 @@ _WIDEST = 32
 """Longest run of elements that is vectorised at once."""
 
 
-def schedule_for_cpu(module: IRModule) -> IRModule:
-    """Schedule every function of a module for parallel vector code."""
-    functions = {
-        name: _scheduled(function) if isinstance(function, tirx.PrimFunc) else function
-        for name, function in module.functions.items()
-    }
-    return IRModule(functions, module.attrs)
+ELEMENTARY = ("exp", "sigmoid", "tanh", "erf")
 
 
-def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
+def schedule_function(function: tirx.PrimFunc, vector_calls: Collection[str] = ()) -> tirx.PrimFunc:
+    """Schedule one function for parallel vector code.
+
+    Args:
+        vector_calls: elementary functions that have a vector form, as `exp:float32`.
+    """
     body = function.body
     if not isinstance(body, s_tir.SBlockRealize) or body.block.name_hint != "root":
         return function  # written by hand, such as a scan or a scatter
@@ -41,7 +41,7 @@ def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     for block in _blocks(schedule):
         trial = schedule.copy()
         try:
-            _apply_rule(trial, trial.get_sblock(schedule.get(block).name_hint))
+            _apply_rule(trial, trial.get_sblock(schedule.get(block).name_hint), vector_calls)
         except s_tir.ScheduleError:
             continue  # this block stays as it was
         schedule = trial
@@ -78,13 +78,13 @@ def _is_product(schedule: s_tir.Schedule, block: Any) -> bool:
     )
 
 
-def _apply_rule(schedule: s_tir.Schedule, block: Any) -> None:
+def _apply_rule(schedule: s_tir.Schedule, block: Any, vector_calls: Collection[str]) -> None:
     producers = [p for p in schedule.get_producers(block) if _is_product(schedule, p)]
     if producers and not _is_reduction(schedule, block):
         return  # scheduled with its producer
-    if _is_product(schedule, block) and _tile(schedule, block):
+    if _is_product(schedule, block) and _tile(schedule, block, vector_calls):
         return
-    _parallel(schedule, block)
+    _parallel(schedule, block, vector_calls)
 
 
 def _extent(schedule: s_tir.Schedule, loop: Any) -> int | None:
@@ -108,7 +108,7 @@ def _vector_width(extent: int | None, limit: int) -> int:
     return _divisor(extent, limit)
 
 
-def _tile(schedule: s_tir.Schedule, product: Any) -> bool:
+def _tile(schedule: s_tir.Schedule, product: Any, vector_calls: Collection[str]) -> bool:
     """Compute a product in register tiles; False when its last axis is too short or dynamic."""
     consumers = schedule.get_consumers(product)
     spatial = _loops_of_kind(schedule, product, tirx.IterVar.DataPar)
@@ -141,7 +141,7 @@ def _tile(schedule: s_tir.Schedule, product: Any) -> bool:
     spatial, reduction = loops[:rank], loops[rank:]
     schedule.reorder(*reduction, *spatial)
     _unroll_tile(schedule, spatial)
-    if _vectorizable(schedule.get(last)):
+    if _vectorizable(schedule.get(last), vector_calls):
         _unroll_tile(schedule, inner)
     init = schedule.decompose_reduction(product, reduction[0])
     _unroll_tile(schedule, schedule.get_loops(init)[1:])
@@ -154,7 +154,7 @@ def _unroll_tile(schedule: s_tir.Schedule, loops: list[Any]) -> None:
         schedule.unroll(loop)
 
 
-def _parallel(schedule: s_tir.Schedule, block: Any) -> None:
+def _parallel(schedule: s_tir.Schedule, block: Any, vector_calls: Collection[str]) -> None:
     """Parallel over the outer spatial loops; the last one vectorised when the block is element-wise."""
     spatial = _loops_of_kind(schedule, block, tirx.IterVar.DataPar)
     reduction = _loops_of_kind(schedule, block, tirx.IterVar.CommReduce)
@@ -168,7 +168,7 @@ def _parallel(schedule: s_tir.Schedule, block: Any) -> None:
     width = _vector_width(_extent(schedule, spatial[-1]), _WIDEST)
     outer, column = schedule.split(spatial[-1], [None, width])
     schedule.parallel(schedule.fuse(*spatial[:-1], outer))
-    if width > 1 and _vectorizable(schedule.get(block)):
+    if width > 1 and _vectorizable(schedule.get(block), vector_calls):
         schedule.vectorize(column)
 
 
@@ -179,17 +179,30 @@ def _loops_of_kind(schedule: s_tir.Schedule, block: Any, kind: int) -> list[Any]
     return [loop for loop, k in zip(loops, kinds, strict=True) if k == kind] if len(kinds) == len(loops) else []
 
 
-_VECTOR_CALLS = {"exp", "fabs", "floor", "ceil", "trunc", "nearbyint", "sqrt", "if_then_else", "log", "likely"}
+_VECTOR_CALLS = {"fabs", "floor", "ceil", "trunc", "nearbyint", "sqrt", "if_then_else", "log", "likely"}
 
 
-def _vectorizable(block: Any) -> bool:
-    """Whether LLVM has a vector form of every function that a block calls; TVM has no vectors of bfloat16."""
-    if any(str(region.source.ty.dtype) == "bfloat16" for region in (*block.reads, *block.writes)):
+def _vectorizable(block: Any, vector_calls: Collection[str]) -> bool:
+    """Whether there is a vector form of every function that a block calls; TVM has no vectors of bfloat16."""
+    if holds_bfloat16(block.body):
         return False
     calls: list[str] = []
 
     def note(call: Any) -> None:
-        calls.append(getattr(call.op, "name", "").removeprefix("tirx."))
+        name = getattr(call.op, "name", "").removeprefix("tirx.")
+        calls.append(f"{name}:{call.ty.dtype}" if name in ELEMENTARY else name)
 
     tvm_ffi.structural_walk(block.body, (ir.Call, note))
-    return _VECTOR_CALLS.issuperset(calls)
+    return {*_VECTOR_CALLS, *vector_calls}.issuperset(calls)
+
+
+def holds_bfloat16(code: Any) -> bool:
+    """Whether some value in an expression or statement is of bfloat16."""
+    found = False
+
+    def look(value: Any) -> None:
+        nonlocal found
+        found = found or str(getattr(value.ty, "dtype", "")) == "bfloat16"
+
+    tvm_ffi.structural_walk(code, (ir.Expr, look))
+    return found

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from tvm import relax, te, tirx
 
+from graphopt.backends.tvm.kernels.geometry import Window
+from graphopt.backends.tvm.layout import Ordered, ordered, plain, reshaped
+from graphopt.backends.tvm.operators.packed import packed_convolution, packs
 from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, static_shape, wide
 
 aten = torch.ops.aten
@@ -19,7 +22,7 @@ def _per_axis(value: int | Sequence[int], rank: int) -> list[int]:
     return values * rank if len(values) == 1 else values
 
 
-@converts(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+@converts(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, layout="any")
 def conv(
     call: Call,
     input: Any,
@@ -34,7 +37,7 @@ def conv(
     return convolution(call, input, weight, bias, stride, padding, dilation, False, 0, groups)
 
 
-@converts(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+@converts(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, layout="any")
 def conv_named_padding(
     call: Call,
     input: Any,
@@ -46,6 +49,7 @@ def conv_named_padding(
     groups: int = 1,
 ) -> Any:
     """`same` pads by dilation * (kernel - 1), the smaller half first."""
+    weight = plain(call, weight)
     rank = len(shape_of(weight)) - 2
     kernel = static_shape(weight, "the convolution's weight")[2:]
     before = [0] * rank
@@ -54,7 +58,7 @@ def conv_named_padding(
     return convolution(call, input, weight, bias, stride, before, dilation, False, 0, groups)
 
 
-@converts(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+@converts(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input, layout="any")
 def conv_transpose(
     call: Call,
     input: Any,
@@ -70,7 +74,7 @@ def conv_transpose(
     return convolution(call, input, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
 
-@converts(aten.convolution.default)
+@converts(aten.convolution.default, layout="any")
 def convolution(
     call: Call,
     input: Any,
@@ -85,8 +89,11 @@ def convolution(
 ) -> Any:
     """Any convolution. The padding at the far end is whatever the shape that torch infers asks for."""
     dtype = wide(call.dtype)
+    weight, bias = plain(call, weight), plain(call, bias)
     rank = len(shape_of(weight)) - 2
-    x, w = call.cast(input, dtype), call.cast(weight, dtype)
+    if not transposed and packs(call, weight, input) and rank in (1, 2) and len(ordered(input).order) == rank + 2:
+        return _with_kernel(call, input, weight, bias, (stride, padding, dilation), groups)
+    x, w = call.cast(plain(call, input), dtype), call.cast(weight, dtype)
     result_shape = call.shape
     unbatched = len(shape_of(x)) == rank + 1
     if unbatched:
@@ -103,13 +110,31 @@ def convolution(
     return call.reshape(result, call.shape) if unbatched else result
 
 
+def _with_kernel(call: Call, x: Any, weight: Any, bias: Any, steps: tuple[Any, Any, Any], groups: int) -> Any:
+    """A convolution over images; over sequences, it is one over images of one row."""
+    rank = len(shape_of(weight)) - 2
+    stride, padding, dilation = (_per_axis(step, rank) for step in steps)
+    shape = call.shape
+    if rank == 1:
+        x, weight = reshaped(call, x, _with_row(ordered(x).shape)), call.reshape(weight, _with_row(shape_of(weight)))
+        stride, padding, dilation, shape = [1, *stride], [0, *padding], [1, *dilation], _with_row(shape)
+    size, kernel = ordered(x).shape[2:], shape_of(weight)[2:]
+    window = Window(*((pair[0], pair[1]) for pair in (size, shape[2:], kernel, stride, padding, dilation)))
+    result = packed_convolution(call, x, weight, window, groups)
+    if bias is not None:
+        result = Ordered(call.emit(op.add(result.value, bias)), result.order)
+    return reshaped(call, result, call.shape) if rank == 1 else result
+
+
+def _with_row(shape: Sequence[Any]) -> list[Any]:
+    return [*shape[:2], 1, *shape[2:]]
+
+
 def _direct(
     call: Call, x: Any, w: Any, stride: list[int], pad: list[int], hole: list[int], groups: int, shape: list[Any]
 ) -> Any:
     kernel = shape_of(w)[2:]
-    extents = [
-        (size - 1) * s + d * (k - 1) + 1 for size, s, d, k in zip(shape[2:], stride, hole, kernel, strict=True)
-    ]
+    extents = [(size - 1) * s + d * (k - 1) + 1 for size, s, d, k in zip(shape[2:], stride, hole, kernel, strict=True)]
 
     def compute(data: te.Tensor, weight: te.Tensor) -> te.Tensor:
         source = _padded(data, pad, extents) if any(pad) else data

@@ -79,9 +79,7 @@ def scalar_tensor(call: Call, s: Any, **placement: Any) -> Any:
 @converts(aten.eye.default, aten.eye.m)
 def eye(call: Call, **placement: Any) -> Any:
     dtype, shape = call.dtype, call.shape
-    return call.compute(
-        lambda: te.compute(shape, lambda i, j: tirx.Cast(dtype, i == j), name="eye"), name="eye"
-    )
+    return call.compute(lambda: te.compute(shape, lambda i, j: tirx.Cast(dtype, i == j), name="eye"), name="eye")
 
 
 @converts(aten.linspace.default)

@@ -14,7 +14,7 @@ import torch
 from tvm import ir, relax, te, tirx
 
 from graphopt.backends.tvm.operators import extreme
-from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_of, wide
+from graphopt.backends.tvm.registry import Call, Refused, dtype_of, element_wise, wide
 
 aten = torch.ops.aten
 op = relax.op
@@ -78,7 +78,7 @@ _RELAX_UNARY: dict[Any, Callable[[Any], Any]] = {
     aten.trunc.default: op.trunc,
 }
 for _overload, _function in _RELAX_UNARY.items():
-    converts(_overload)(_unary(_function))
+    element_wise(_overload)(_unary(_function))
 
 _SCALAR_UNARY: dict[Any, Callable[[Any], Any]] = {
     aten.log10.default: tirx.log10,
@@ -88,7 +88,7 @@ _SCALAR_UNARY: dict[Any, Callable[[Any], Any]] = {
     aten.round.default: tirx.nearbyint,
 }
 for _overload, _function in _SCALAR_UNARY.items():
-    converts(_overload)(_scalar_unary(_function))
+    element_wise(_overload)(_scalar_unary(_function))
 
 
 def operands(call: Call, a: Any, b: Any, dtype: str) -> tuple[Any, Any]:
@@ -102,7 +102,7 @@ def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return convert
 
 
-@converts(aten.mul.Tensor, aten.mul.Scalar)
+@element_wise(aten.mul.Tensor, aten.mul.Scalar)
 def mul(call: Call, self: Any, other: Any) -> Any:
     a, b = operands(call, self, other, compute_dtype(call))
     for factor, x in ((a, b), (b, a)):
@@ -122,23 +122,23 @@ def _is_scalar_zero(value: Any) -> bool:
     return isinstance(value, ir.GenericConst) and len(value.value.shape) == 0 and not value.value.numpy().any()
 
 
-converts(aten.div.Tensor, aten.div.Scalar)(_binary(op.divide))
-converts(aten.atan2.default)(_binary(op.atan2))
+element_wise(aten.div.Tensor, aten.div.Scalar)(_binary(op.divide))
+element_wise(aten.atan2.default)(_binary(op.atan2))
 
 
-@converts(aten.add.Tensor, aten.add.Scalar)
+@element_wise(aten.add.Tensor, aten.add.Scalar)
 def add(call: Call, self: Any, other: Any, alpha: Any = 1) -> Any:
     dtype = compute_dtype(call)
     return op.add(call.operand(self, dtype), _scaled(call, other, alpha, dtype))
 
 
-@converts(aten.sub.Tensor, aten.sub.Scalar)
+@element_wise(aten.sub.Tensor, aten.sub.Scalar)
 def sub(call: Call, self: Any, other: Any, alpha: Any = 1) -> Any:
     dtype = compute_dtype(call)
     return op.subtract(call.operand(self, dtype), _scaled(call, other, alpha, dtype))
 
 
-@converts(aten.rsub.Tensor, aten.rsub.Scalar)
+@element_wise(aten.rsub.Tensor, aten.rsub.Scalar)
 def rsub(call: Call, self: Any, other: Any, alpha: Any = 1) -> Any:
     dtype = compute_dtype(call)
     return op.subtract(call.operand(other, dtype), _scaled(call, self, alpha, dtype))
@@ -149,7 +149,7 @@ def _scaled(call: Call, value: Any, alpha: Any, dtype: str) -> Any:
     return operand if alpha == 1 else call.emit(op.multiply(operand, relax.const(alpha, dtype)))
 
 
-@converts(aten.div.Tensor_mode, aten.div.Scalar_mode)
+@element_wise(aten.div.Tensor_mode, aten.div.Scalar_mode)
 def div_mode(call: Call, self: Any, other: Any, rounding_mode: str | None) -> Any:
     a, b = operands(call, self, other, compute_dtype(call))
     if rounding_mode is None:
@@ -162,14 +162,14 @@ def div_mode(call: Call, self: Any, other: Any, rounding_mode: str | None) -> An
     return per_element(call, tirx.truncdiv, a, b)
 
 
-converts(aten.floor_divide.default, aten.floor_divide.Scalar)(_binary(op.floor_divide))
+element_wise(aten.floor_divide.default, aten.floor_divide.Scalar)(_binary(op.floor_divide))
 
 
 def broadcast(call: Call, *values: Any) -> list[Any]:
     return [call.emit(op.broadcast_to(value, call.shape)) for value in values]
 
 
-@converts(aten.remainder.Tensor, aten.remainder.Scalar)
+@element_wise(aten.remainder.Tensor, aten.remainder.Scalar)
 def remainder(call: Call, self: Any, other: Any) -> Any:
     """The remainder with the sign of the divisor."""
     if "float" not in call.dtype:
@@ -182,7 +182,7 @@ def remainder(call: Call, self: Any, other: Any) -> Any:
     return per_element(call, scalar, *_exact_operands(call, self, other))
 
 
-@converts(aten.fmod.Tensor, aten.fmod.Scalar)
+@element_wise(aten.fmod.Tensor, aten.fmod.Scalar)
 def fmod(call: Call, self: Any, other: Any) -> Any:
     """The remainder with the sign of the dividend."""
     if "float" in call.dtype:
@@ -201,7 +201,7 @@ def _float_rest(x: Any, y: Any) -> Any:
     return tirx.Select(tirx.isinf(y), x, x - tirx.trunc(x / y) * y)
 
 
-@converts(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
+@element_wise(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
 def power(call: Call, self: Any, exponent: Any) -> Any:
     dtype = compute_dtype(call)
     if isinstance(exponent, int | float) and exponent in (0.5, 1, 2, 3):
@@ -222,12 +222,12 @@ def truth(call: Call, value: Any) -> Any:
     return value if dtype == "bool" else per_element(call, extreme.not_zero, call.cast(value, wide(dtype)))
 
 
-@converts(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
+@element_wise(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def where(call: Call, condition: Any, self: Any, other: Any) -> Any:
     return op.where(truth(call, condition), *operands(call, self, other, call.dtype))
 
 
-@converts(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+@element_wise(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 def masked_fill(call: Call, self: Any, mask: Any, value: Any) -> Any:
     return op.where(mask, *operands(call, value, self, call.dtype))
 
@@ -239,11 +239,11 @@ def _choice(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return convert
 
 
-converts(aten.maximum.default, aten.max.other)(_choice(extreme.larger))
-converts(aten.minimum.default, aten.min.other)(_choice(extreme.smaller))
+element_wise(aten.maximum.default, aten.max.other)(_choice(extreme.larger))
+element_wise(aten.minimum.default, aten.min.other)(_choice(extreme.smaller))
 
 
-@converts(aten.clamp.default, aten.clamp.Tensor)
+@element_wise(aten.clamp.default, aten.clamp.Tensor)
 def clamp(call: Call, self: Any, min: Any = None, max: Any = None) -> Any:
     """min(max(x, low), high); NaN where one of them is."""
     dtype = compute_dtype(call)
@@ -254,27 +254,27 @@ def clamp(call: Call, self: Any, min: Any = None, max: Any = None) -> Any:
     return result
 
 
-@converts(aten.clamp_min.default)
+@element_wise(aten.clamp_min.default)
 def clamp_min(call: Call, self: Any, min: Any) -> Any:
     return clamp(call, self, min)
 
 
-@converts(aten.clamp_max.default)
+@element_wise(aten.clamp_max.default)
 def clamp_max(call: Call, self: Any, max: Any) -> Any:
     return clamp(call, self, None, max)
 
 
-@converts(aten.isnan.default)
+@element_wise(aten.isnan.default)
 def isnan(call: Call, self: Any) -> Any:
     return op.isnan(call.cast(self, wide(dtype_of(self))))
 
 
-@converts(aten.isinf.default)
+@element_wise(aten.isinf.default)
 def isinf(call: Call, self: Any) -> Any:
     return op.isinf(call.cast(self, wide(dtype_of(self))))
 
 
-@converts(aten.expm1.default)
+@element_wise(aten.expm1.default)
 def expm1(call: Call, self: Any) -> Any:
     """exp(x) - 1; below 1e-2 by its series to the fourth power, whose error there is below 1e-12."""
 
@@ -285,7 +285,7 @@ def expm1(call: Call, self: Any) -> Any:
     return per_element(call, scalar, call.operand(self, compute_dtype(call)))
 
 
-@converts(
+@element_wise(
     aten.clone.default,
     aten.contiguous.default,
     aten.detach.default,
@@ -308,14 +308,14 @@ def same_values(call: Call, self: Any, **placement: Any) -> Any:
     return truth(call, self) if call.dtype == "bool" else call.cast(self, call.dtype)
 
 
-@converts(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+@element_wise(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 def dropout(call: Call, input: Any, p: float, train: bool) -> Any:
     if train and p > 0:
         raise Refused("dropout in training mode is random; call model.eval() first")
     return input
 
 
-@converts(aten.logaddexp.default)
+@element_wise(aten.logaddexp.default)
 def logaddexp(call: Call, self: Any, other: Any) -> Any:
     a, b = broadcast(call, *operands(call, self, other, compute_dtype(call)))
 
@@ -325,11 +325,11 @@ def logaddexp(call: Call, self: Any, other: Any) -> Any:
     return per_element(call, scalar, a, b)
 
 
-@converts(aten.hypot.default)
+@element_wise(aten.hypot.default)
 def hypot(call: Call, self: Any, other: Any) -> Any:
     return per_element(call, tirx.hypot, *broadcast(call, *operands(call, self, other, compute_dtype(call))))
 
 
-@converts(aten.copy.default)
+@element_wise(aten.copy.default)
 def copy(call: Call, self: Any, src: Any, non_blocking: bool = False) -> Any:
     return op.broadcast_to(call.cast(src, call.dtype), call.shape)

@@ -178,5 +178,3 @@ def diff(call: Call, self: Any, n: int = 1, dim: int = -1, prepend: Any = None, 
         return te.compute(shape, element, name="diff")
 
     return call.compute(compute, whole, name="diff")
-
-

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tvm import ir, relax
 
+from graphopt.backends.tvm.operators.packed import packed_linear, packs
 from graphopt.backends.tvm.registry import Call, converts, precomputed, shape_of, wide
 
 aten = torch.ops.aten
@@ -23,6 +24,9 @@ def linear(call: Call, input: Any, weight: Any, bias: Any = None) -> Any:
     are merged: the batch and the sequence make one long axis to divide among threads.
     """
     dtype = wide(call.dtype)
+    if packs(call, weight, input):
+        result = packed_linear(call, input, weight)
+        return result if bias is None else op.add(result, call.cast(bias, dtype))
     *rows, width = shape_of(input)
     height = functools.reduce(operator.mul, rows, 1)
     turned = _turned(call, call.cast(weight, dtype))

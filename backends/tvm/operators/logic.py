@@ -10,7 +10,7 @@ from tvm import relax, tirx
 
 from graphopt.backends.tvm.operators import extreme
 from graphopt.backends.tvm.operators.elementwise import broadcast, operands, per_element, truth
-from graphopt.backends.tvm.registry import Call, converts, dtype_name, wide
+from graphopt.backends.tvm.registry import Call, dtype_name, element_wise, wide
 
 aten = torch.ops.aten
 op = relax.op
@@ -49,16 +49,16 @@ for _name, _function in {
     "ge": lambda x, y: extreme.if_numbers(x >= y, x, y),
 }.items():
     _packet = getattr(aten, _name)
-    converts(_packet.Tensor, _packet.Scalar)(_comparison(_function))
+    element_wise(_packet.Tensor, _packet.Scalar)(_comparison(_function))
 
 
 def _logical(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return lambda call, self, other: function(truth(call, self), truth(call, other))
 
 
-converts(aten.logical_and.default)(_logical(op.logical_and))
-converts(aten.logical_or.default)(_logical(op.logical_or))
-converts(aten.logical_xor.default)(_logical(op.logical_xor))
+element_wise(aten.logical_and.default)(_logical(op.logical_and))
+element_wise(aten.logical_or.default)(_logical(op.logical_or))
+element_wise(aten.logical_xor.default)(_logical(op.logical_xor))
 
 
 def _opposite(call: Call, value: Any) -> Any:
@@ -66,12 +66,12 @@ def _opposite(call: Call, value: Any) -> Any:
     return per_element(call, lambda b: tirx.Cast("int8", b) ^ tirx.const(1, "int8"), value)
 
 
-@converts(aten.logical_not.default)
+@element_wise(aten.logical_not.default)
 def logical_not(call: Call, self: Any) -> Any:
     return _opposite(call, truth(call, self))
 
 
-@converts(aten.bitwise_not.default)
+@element_wise(aten.bitwise_not.default)
 def bitwise_not(call: Call, self: Any) -> Any:
     return _opposite(call, self) if call.dtype == "bool" else op.bitwise_not(self)
 
@@ -90,6 +90,4 @@ for _name, _functions in {
     "xor": (op.logical_xor, op.bitwise_xor),
 }.items():
     _plain, _dunder = getattr(aten, f"bitwise_{_name}"), getattr(aten, f"__{_name}__")
-    converts(_plain.Tensor, _plain.Scalar, _dunder.Tensor, _dunder.Scalar)(_bitwise(*_functions))
-
-
+    element_wise(_plain.Tensor, _plain.Scalar, _dunder.Tensor, _dunder.Scalar)(_bitwise(*_functions))

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from tvm import relax, te, tirx
 
-from graphopt.backends.tvm.registry import Call, Refused, converts, normal_axis, shape_of
+from graphopt.backends.tvm.kernels.concatenation import concatenation
+from graphopt.backends.tvm.layout import Ordered, arranged, common_order, ordered, permuted, reshaped, settled
+from graphopt.backends.tvm.registry import Call, Refused, converts, normal_axis
 
 aten = torch.ops.aten
 op = relax.op
@@ -27,10 +29,11 @@ op = relax.op
     aten.squeeze.dim,
     aten.squeeze.dims,
     aten.unsqueeze.default,
+    layout="any",
 )
 def reshape(call: Call, self: Any, **how: Any) -> Any:
     """Every one of these is a reshape to the shape that torch inferred."""
-    return op.reshape(self, call.shape)
+    return reshaped(call, self, call.shape)
 
 
 @converts(aten.expand.default, aten.expand_as.default, aten.broadcast_to.default)
@@ -38,28 +41,28 @@ def expand(call: Call, self: Any, **how: Any) -> Any:
     return op.broadcast_to(self, call.shape)
 
 
-@converts(aten.permute.default)
+@converts(aten.permute.default, layout="any")
 def permute(call: Call, self: Any, dims: Sequence[int]) -> Any:
-    rank = len(shape_of(self))
-    return op.permute_dims(self, [normal_axis(axis, rank) for axis in dims]) if rank else self
+    rank = len(ordered(self).order)
+    return permuted(self, [normal_axis(axis, rank) for axis in dims])
 
 
-@converts(aten.transpose.int)
+@converts(aten.transpose.int, layout="any")
 def transpose(call: Call, self: Any, dim0: int, dim1: int) -> Any:
-    order = list(range(len(shape_of(self))))
+    order = list(range(len(ordered(self).order)))
     if order:
         order[dim0], order[dim1] = order[dim1], order[dim0]
     return permute(call, self, order)
 
 
-@converts(aten.t.default, aten.numpy_T.default)
+@converts(aten.t.default, aten.numpy_T.default, layout="any")
 def turn(call: Call, self: Any) -> Any:
-    return permute(call, self, list(range(len(shape_of(self))))[::-1])
+    return permute(call, self, list(range(len(ordered(self).order)))[::-1])
 
 
-@converts(aten.movedim.intlist, aten.movedim.int)
+@converts(aten.movedim.intlist, aten.movedim.int, layout="any")
 def movedim(call: Call, self: Any, source: Any, destination: Any) -> Any:
-    rank = len(shape_of(self))
+    rank = len(ordered(self).order)
     sources = [normal_axis(a, rank) for a in ([source] if isinstance(source, int) else source)]
     places = [normal_axis(a, rank) for a in ([destination] if isinstance(destination, int) else destination)]
     order = [axis for axis in range(rank) if axis not in sources]
@@ -69,19 +72,37 @@ def movedim(call: Call, self: Any, source: Any, destination: Any) -> Any:
 
 
 def shifted(call: Call, x: Any, source: Callable[[list[Any]], list[Any]], name: str) -> Any:
-    """A tensor of the node's shape whose element at an index is x's element at `source(index)`."""
-    shape = call.shape
-    return call.compute(lambda t: te.compute(shape, lambda *i: t(*source(list(i))), name=name), x, name=name)
+    """A tensor of the node's shape whose element at an index is x's element at `source(index)`.
+
+    Indices are in torch's order of axes; the result is made in the order that x has, when its rank is the same.
+    """
+    return moved(call, x, call.shape, source, name)
+
+
+def moved(call: Call, x: Any, shape: Sequence[Any], source: Callable[[list[Any]], list[Any]], name: str) -> Any:
+    """`shifted` to a shape of one's own."""
+    known = ordered(x)
+    rank = len(shape)
+    order = known.order if len(known.order) == rank else tuple(range(rank))
+
+    def element(t: te.Tensor, at: Sequence[Any]) -> Any:
+        place = source([at[order.index(axis)] for axis in range(rank)])
+        return t(*(place[axis] for axis in known.order))
+
+    def compute(t: te.Tensor) -> te.Tensor:
+        return te.compute([shape[axis] for axis in order], lambda *at: element(t, at), name=name)
+
+    return settled(Ordered(call.compute(compute, known.value, name=name), order))
 
 
 def _along(x: Any, dim: int, place: Callable[[Any], Any]) -> Callable[[list[Any]], list[Any]]:
-    axis = normal_axis(dim, len(shape_of(x)))
+    axis = normal_axis(dim, len(ordered(x).shape))
     return lambda index: [place(i) if position == axis else i for position, i in enumerate(index)]
 
 
-@converts(aten.slice.Tensor)
+@converts(aten.slice.Tensor, layout="any")
 def slice_(call: Call, self: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
-    size = shape_of(self)[dim]
+    size = ordered(self).shape[dim]
     return shifted(call, self, _along(self, dim, _strided(_clipped_start(start, size), step)), "slice")
 
 
@@ -100,15 +121,15 @@ def _clipped_start(start: Any, size: Any) -> Any:
     return tirx.min(tirx.max(tirx.Select(start < 0, start + size, start), 0), size)
 
 
-@converts(aten.narrow.default)
+@converts(aten.narrow.default, layout="any")
 def narrow(call: Call, self: Any, dim: int, start: Any, length: Any) -> Any:
     return slice_(call, self, dim, start)
 
 
-@converts(aten.select.int)
+@converts(aten.select.int, layout="any")
 def select(call: Call, self: Any, dim: int, index: Any) -> Any:
-    axis = normal_axis(dim, len(shape_of(self)))
-    size = shape_of(self)[axis]
+    axis = normal_axis(dim, len(ordered(self).shape))
+    size = ordered(self).shape[axis]
     negative = index < 0 if isinstance(index, int) else False
     place = index + size if negative else index
     return shifted(call, self, lambda i: [*i[:axis], place, *i[axis:]], "select")
@@ -116,17 +137,12 @@ def select(call: Call, self: Any, dim: int, index: Any) -> Any:
 
 def _parts(call: Call, x: Any, dim: int) -> tuple[Any, ...]:
     """The pieces that torch infers for a split, chunk or unbind, cut one after the other."""
-    axis = normal_axis(dim, len(shape_of(x)))
+    axis = normal_axis(dim, len(ordered(x).shape))
     start: Any = 0
     pieces = []
     for meta in call.meta:
-        shape, first = call.sizes(meta), start
-        source = _along(x, axis, _strided(first, 1))
-
-        def cut(t: te.Tensor, shape: Any = shape, source: Any = source) -> te.Tensor:
-            return te.compute(shape, lambda *i: t(*source(list(i))), name="split")
-
-        pieces.append(call.compute(cut, x, name="split"))
+        shape = call.sizes(meta)
+        pieces.append(moved(call, x, shape, _along(x, axis, _strided(start, 1)), "split"))
         start = start + shape[axis]
     return tuple(pieces)
 
@@ -137,6 +153,7 @@ def _parts(call: Call, x: Any, dim: int) -> tuple[Any, ...]:
     aten.split_with_sizes.default,
     aten.chunk.default,
     aten.tensor_split.sections,
+    layout="any",
 )
 def split(call: Call, self: Any, dim: int = 0, **how: Any) -> Any:
     return _parts(call, self, dim)
@@ -144,8 +161,8 @@ def split(call: Call, self: Any, dim: int = 0, **how: Any) -> Any:
 
 @converts(aten.unbind.int)
 def unbind(call: Call, self: Any, dim: int = 0) -> Any:
-    axis = normal_axis(dim, len(shape_of(self)))
-    count = shape_of(self)[axis]
+    axis = normal_axis(dim, len(ordered(self).shape))
+    count = ordered(self).shape[axis]
     if not isinstance(count, int):
         raise Refused("unbind over a dynamic size")
     shape = call.shape
@@ -167,11 +184,18 @@ def getitem(call: Call, self: Any, index: int) -> Any:
     return value
 
 
-@converts(aten.cat.default, aten.concat.default)
+@converts(aten.cat.default, aten.concat.default, layout="any")
 def cat(call: Call, tensors: Sequence[Any], dim: int = 0) -> Any:
     """An input of shape [0] is ignored, as torch does."""
-    parts = [call.cast(t, call.dtype) for t in tensors if shape_of(t) != [0] or len(call.shape) == 1]
-    return op.concat(parts, normal_axis(dim, len(call.shape))) if len(parts) > 1 else parts[0]
+    rank = len(call.shape)
+    joined = [t for t in tensors if ordered(t).shape != [0] or rank == 1]
+    order = common_order(joined, rank) or tuple(range(rank))
+    parts = [call.cast(arranged(call, t, order), call.dtype) for t in joined]
+    if len(parts) == 1:
+        return Ordered(parts[0], order)
+    axis = order.index(normal_axis(dim, rank))
+    whole = call.compute(lambda *t: concatenation(t, axis), *parts, name="concatenation", anchor=True)
+    return Ordered(whole, order)
 
 
 @converts(aten.stack.default)
@@ -181,35 +205,35 @@ def stack(call: Call, tensors: Sequence[Any], dim: int = 0) -> Any:
     return op.concat([call.reshape(call.cast(t, call.dtype), shape) for t in tensors], axis)
 
 
-@converts(aten.repeat.default, aten.tile.default)
+@converts(aten.repeat.default, aten.tile.default, layout="any")
 def repeat(call: Call, self: Any, **how: Any) -> Any:
-    sizes = shape_of(self)
+    sizes = ordered(self).shape
     lead = len(call.shape) - len(sizes)
     return shifted(
         call, self, lambda i: [tirx.floormod(at, size) for at, size in zip(i[lead:], sizes, strict=True)], "repeat"
     )
 
 
-@converts(aten.repeat_interleave.self_int)
+@converts(aten.repeat_interleave.self_int, layout="any")
 def repeat_interleave(call: Call, self: Any, repeats: Any, dim: int | None = None, output_size: Any = None) -> Any:
     if dim is None:
         raise Refused("repeat_interleave of a flattened tensor")
     return shifted(call, self, _along(self, dim, lambda i: tirx.floordiv(i, repeats)), "repeat_interleave")
 
 
-@converts(aten.unfold.default)
+@converts(aten.unfold.default, layout="any")
 def unfold(call: Call, self: Any, dimension: int, size: int, step: int) -> Any:
     """Windows along an axis, their elements on a new last axis."""
-    axis = normal_axis(dimension, len(shape_of(self)))
+    axis = normal_axis(dimension, len(ordered(self).shape))
     return shifted(
         call, self, lambda i: [at * step + i[-1] if a == axis else at for a, at in enumerate(i[:-1])], "unfold"
     )
 
 
-@converts(aten.diagonal.default)
+@converts(aten.diagonal.default, layout="any")
 def diagonal(call: Call, self: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     """The diagonal of two axes, put last."""
-    rank = len(shape_of(self))
+    rank = len(ordered(self).shape)
     first, second = normal_axis(dim1, rank), normal_axis(dim2, rank)
 
     def source(i: list[Any]) -> list[Any]:
@@ -220,18 +244,16 @@ def diagonal(call: Call, self: Any, offset: int = 0, dim1: int = 0, dim2: int = 
     return shifted(call, self, source, "diagonal")
 
 
-@converts(aten.flip.default)
+@converts(aten.flip.default, layout="any")
 def flip(call: Call, self: Any, dims: Sequence[int]) -> Any:
-    sizes = shape_of(self)
+    sizes = ordered(self).shape
     axes = {normal_axis(axis, len(sizes)) for axis in dims}
-    return shifted(
-        call, self, lambda i: [sizes[a] - 1 - at if a in axes else at for a, at in enumerate(i)], "flip"
-    )
+    return shifted(call, self, lambda i: [sizes[a] - 1 - at if a in axes else at for a, at in enumerate(i)], "flip")
 
 
-@converts(aten.roll.default)
+@converts(aten.roll.default, layout="any")
 def roll(call: Call, self: Any, shifts: Any, dims: Sequence[int] = ()) -> Any:
-    sizes = shape_of(self)
+    sizes = ordered(self).shape
     if not dims:
         raise Refused("roll of a flattened tensor")
     by = {normal_axis(axis, len(sizes)): shift for axis, shift in zip(dims, shifts, strict=True)}
@@ -240,7 +262,7 @@ def roll(call: Call, self: Any, shifts: Any, dims: Sequence[int] = ()) -> Any:
     )
 
 
-@converts(aten.pixel_shuffle.default)
+@converts(aten.pixel_shuffle.default, layout="any")
 def pixel_shuffle(call: Call, self: Any, upscale_factor: int) -> Any:
     """[..., C r r, H, W] -> [..., C, H r, W r]."""
     r = upscale_factor
@@ -253,7 +275,7 @@ def pixel_shuffle(call: Call, self: Any, upscale_factor: int) -> Any:
     return shifted(call, self, source, "pixel_shuffle")
 
 
-@converts(aten.pixel_unshuffle.default)
+@converts(aten.pixel_unshuffle.default, layout="any")
 def pixel_unshuffle(call: Call, self: Any, downscale_factor: int) -> Any:
     """[..., C, H r, W r] -> [..., C r r, H, W]."""
     r = downscale_factor
@@ -271,13 +293,12 @@ def pixel_unshuffle(call: Call, self: Any, downscale_factor: int) -> Any:
     return shifted(call, self, source, "pixel_unshuffle")
 
 
-@converts(aten.channel_shuffle.default, aten.native_channel_shuffle.default)
+@converts(aten.channel_shuffle.default, aten.native_channel_shuffle.default, layout="any")
 def channel_shuffle(call: Call, self: Any, groups: int) -> Any:
-    batch, channels, *spatial = shape_of(self)
-    split_channels = call.reshape(self, [batch, groups, channels // groups, *spatial])
-    rank = len(shape_of(split_channels))
-    turned = call.emit(op.permute_dims(split_channels, [0, 2, 1, *range(3, rank)]))
-    return op.reshape(turned, call.shape)
+    batch, channels, *spatial = ordered(self).shape
+    split_channels = reshaped(call, self, [batch, groups, channels // groups, *spatial])
+    turned = permuted(split_channels, [0, 2, 1, *range(3, len(spatial) + 3)])
+    return reshaped(call, turned, call.shape)
 
 
 @converts(aten.tril.default)

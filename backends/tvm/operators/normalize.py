@@ -10,6 +10,7 @@ import torch
 from torch.utils import dlpack
 from tvm import ir, relax
 
+from graphopt.backends.tvm.layout import Ordered, ordered
 from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, wide
 
 aten = torch.ops.aten
@@ -89,9 +90,7 @@ def group_norm(
     batch, channels, *spatial = shape_of(input)
     if not isinstance(channels, int):
         raise Refused("group_norm over a dynamic number of channels")
-    grouped = call.reshape(
-        call.cast(input, wide(call.dtype)), [batch, num_groups, channels // num_groups, *spatial]
-    )
+    grouped = call.reshape(call.cast(input, wide(call.dtype)), [batch, num_groups, channels // num_groups, *spatial])
     x = standardize(call, grouped, range(2, 3 + len(spatial)), eps)
     return _affine(call, call.reshape(x, call.shape), weight, bias, [channels] + [1] * len(spatial))
 
@@ -118,7 +117,7 @@ def instance_norm(
     return _affine(call, x, weight, bias, [shape_of(input)[1]] + [1] * (rank - 2))
 
 
-@converts(aten.batch_norm.default)
+@converts(aten.batch_norm.default, layout="any")
 def batch_norm(
     call: Call,
     input: Any,
@@ -142,12 +141,13 @@ def batch_norm(
     if bias is not None:
         shift = shift + _numbers(bias)
     dtype = wide(call.dtype)
-    shape = [1, -1] + [1] * (len(shape_of(input)) - 2)
-    scaled = call.emit(op.multiply(call.cast(input, dtype), _constant(scale.reshape(shape), dtype)))
-    return op.add(scaled, _constant(shift.reshape(shape), dtype))
+    known = ordered(input)
+    shape = [-1 if axis == 1 else 1 for axis in known.order]
+    scaled = call.emit(op.multiply(call.cast(known.value, dtype), _constant(scale.reshape(shape), dtype)))
+    return Ordered(call.emit(op.add(scaled, _constant(shift.reshape(shape), dtype))), known.order)
 
 
-@converts(aten._native_batch_norm_legit_no_training.default)
+@converts(aten._native_batch_norm_legit_no_training.default, layout="any")
 def native_batch_norm(
     call: Call,
     input: Any,
@@ -176,7 +176,7 @@ def native_layer_norm(
 
 def _numbers(value: Any) -> Any:
     """A parameter's numbers in float64."""
-    if not isinstance(value, ir.GenericConst):
+    if isinstance(value, Ordered) or not isinstance(value, ir.GenericConst):
         raise Refused("batch_norm whose statistics, weight or bias are computed by the graph")
     return dlpack.from_dlpack(value.value).double().numpy()
 

@@ -6,34 +6,35 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tvm import te, tirx
+from tvm import tirx
 
+from graphopt.backends.tvm.layout import computed, ordered
 from graphopt.backends.tvm.operators.movement import shifted
-from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of
+from graphopt.backends.tvm.registry import Call, Refused, converts
 
 aten = torch.ops.aten
 
 
-@converts(aten.constant_pad_nd.default)
+@converts(aten.constant_pad_nd.default, layout="any")
 def constant_pad(call: Call, self: Any, pad: Sequence[Any], value: Any = 0) -> Any:
     """Pad (or, with negative numbers, cut) the last axes first."""
-    sizes, shape, dtype = shape_of(self), call.shape, call.dtype
+    sizes, dtype = ordered(self).shape, call.dtype
     before = [0] * len(sizes)
     for position in range(len(pad) // 2):
         before[len(sizes) - 1 - position] = pad[2 * position]
 
-    def compute(x: te.Tensor) -> te.Tensor:
-        def element(*at: Any) -> Any:
+    def element(read: Callable[..., Any]) -> Callable[..., Any]:
+        def value_at(*at: Any) -> Any:
             source = [i - low for i, low in zip(at, before, strict=True)]
             inside = [check for i, size in zip(source, sizes, strict=True) for check in (i >= 0, i < size)]
-            return tirx.if_then_else(tirx.all(*inside), x(*source), tirx.const(value, dtype))
+            return tirx.if_then_else(tirx.all(*inside), read(*source), tirx.const(value, dtype))
 
-        return te.compute(shape, element, name="pad")
+        return value_at
 
-    return call.compute(compute, self, name="pad")
+    return computed(call, self, call.shape, element, "pad")
 
 
-@converts(aten.pad.default)
+@converts(aten.pad.default, layout="any")
 def pad_mode(call: Call, self: Any, pad: Sequence[Any], mode: str = "constant", value: Any = None) -> Any:
     if mode == "constant":
         return constant_pad(call, self, pad, 0 if value is None else value)
@@ -43,12 +44,12 @@ def pad_mode(call: Call, self: Any, pad: Sequence[Any], mode: str = "constant", 
     return _edge_pad(call, self, pad, sources[mode])
 
 
-@converts(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default)
+@converts(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default, layout="any")
 def reflection_pad(call: Call, self: Any, padding: Sequence[Any]) -> Any:
     return _edge_pad(call, self, padding, _reflect)
 
 
-@converts(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default)
+@converts(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default, layout="any")
 def replication_pad(call: Call, self: Any, padding: Sequence[Any]) -> Any:
     return _edge_pad(call, self, padding, _replicate)
 
@@ -64,7 +65,7 @@ def _replicate(index: Any, size: Any) -> Any:
 
 
 def _edge_pad(call: Call, x: Any, pad: Sequence[Any], place: Callable[[Any, Any], Any]) -> Any:
-    sizes = shape_of(x)
+    sizes = ordered(x).shape
     before = [0] * len(sizes)
     padded = set()
     for position in range(len(pad) // 2):
@@ -77,5 +78,3 @@ def _edge_pad(call: Call, x: Any, pad: Sequence[Any], place: Callable[[Any, Any]
         lambda i: [place(at - before[a], sizes[a]) if a in padded else at for a, at in enumerate(i)],
         "edge_pad",
     )
-
-

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from tvm import relax, te, tirx
 
+from graphopt.backends.tvm.layout import Ordered, computed, ordered, plain, settled
 from graphopt.backends.tvm.operators import extreme
 from graphopt.backends.tvm.operators.normalize import mean_of
-from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, wide
+from graphopt.backends.tvm.registry import Call, Refused, converts, wide
 
 aten = torch.ops.aten
 op = relax.op
@@ -33,6 +35,7 @@ def _rank(call: Call) -> int:
     aten.max_pool3d.default,
     aten.max_pool2d_with_indices.default,
     aten.max_pool3d_with_indices.default,
+    layout="any",
 )
 def max_pool(
     call: Call,
@@ -48,26 +51,26 @@ def max_pool(
     kernel = _per_axis(kernel_size, rank)
     steps = _per_axis(stride, rank) if stride else kernel
     pads, holes = _per_axis(padding, rank), _per_axis(dilation, rank)
-    sizes, shape = shape_of(self)[-rank:], call.shape
-    dtype = wide(call.dtype)
+    source = _cast(call, self)
+    sizes = ordered(source).shape[-rank:]
 
-    def compute(x: te.Tensor) -> te.Tensor:
+    def element(read: Callable[..., Any]) -> Callable[..., Any]:
         window = [te.reduce_axis((0, k), "rk") for k in kernel]
 
-        def element(*at: Any) -> Any:
+        def largest(*at: Any) -> Any:
             lead, place = at[:-rank], at[-rank:]
-            source = [i * s - p + k * d for i, s, p, k, d in zip(place, steps, pads, window, holes, strict=True)]
-            inside = [check for i, size in zip(source, sizes, strict=True) for check in (i >= 0, i < size)]
-            value = tirx.if_then_else(tirx.all(*inside), x(*lead, *source), extreme.lowest(str(x.dtype)))
-            return extreme.largest(value, axis=window)
+            look = [i * s - p + k * d for i, s, p, k, d in zip(place, steps, pads, window, holes, strict=True)]
+            inside = [check for i, size in zip(look, sizes, strict=True) for check in (i >= 0, i < size)]
+            lowest = extreme.lowest(ordered(source).dtype)
+            return extreme.largest(tirx.if_then_else(tirx.all(*inside), read(*lead, *look), lowest), axis=window)
 
-        return te.compute(shape, element, name="max_pool")
+        return largest
 
-    result = call.compute(compute, call.cast(self, dtype), name="max_pool")
+    result = computed(call, source, call.shape, element, "max_pool", anchor=True)
     return (result, None) if "indices" in str(call.node.target) else result
 
 
-@converts(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+@converts(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, layout="any")
 def avg_pool(
     call: Call,
     self: Any,
@@ -83,7 +86,7 @@ def avg_pool(
     kernel = _per_axis(kernel_size, rank)
     steps = _per_axis(stride, rank) if stride else kernel
     pads = _per_axis(padding, rank)
-    sizes = shape_of(self)[-rank:]
+    sizes = ordered(self).shape[-rank:]
 
     def bounds(axis: int, index: Any) -> tuple[Any, Any, Any]:
         start = index * steps[axis] - pads[axis]
@@ -100,14 +103,14 @@ def avg_pool(
     aten.adaptive_avg_pool3d.default,
     aten._adaptive_avg_pool2d.default,
     aten._adaptive_avg_pool3d.default,
+    layout="any",
 )
 def adaptive_avg_pool(call: Call, self: Any, output_size: Any) -> Any:
     """Means over windows from floor(i in / out) to ceil((i + 1) in / out)."""
     rank = _rank(call)
-    total = len(shape_of(self))
     outputs = call.shape[-rank:]
     if all(isinstance(size, int) and size == 1 for size in outputs):
-        return mean_of(call, call.cast(self, wide(call.dtype)), range(total - rank, total))
+        return mean_over(call, _cast(call, self), rank)
     sizes = _static_spatial(self, rank)
 
     def bounds(axis: int, index: Any) -> tuple[Any, Any, Any]:
@@ -141,7 +144,7 @@ def adaptive_max_pool(call: Call, self: Any, output_size: Any) -> Any:
 
 
 def _static_spatial(x: Any, rank: int) -> list[int]:
-    sizes = shape_of(x)[-rank:]
+    sizes = ordered(x).shape[-rank:]
     if not all(isinstance(size, int) for size in sizes):
         raise Refused("adaptive pooling of a dynamic size to more than one pixel")
     return sizes
@@ -163,29 +166,53 @@ def _window_mean(
     divisor: int | None,
 ) -> Any:
     """Sums of windows divided by their counts; `bounds(axis, index)` gives start, end (cut to the input) and count."""
-    rank, shape = len(kernel), call.shape
+    rank = len(kernel)
 
-    def compute(data: te.Tensor) -> te.Tensor:
+    def element(read: Callable[..., Any]) -> Callable[..., Any]:
         window = [te.reduce_axis((0, k), "rk") for k in kernel]
 
         def total(*at: Any) -> Any:
-            source, inside = [], []
+            look, inside = [], []
             for axis, (index, k) in enumerate(zip(at[-rank:], window, strict=True)):
                 start, end, _ = bounds(axis, index)
-                source.append(start + k)
+                look.append(start + k)
                 inside += [start + k >= 0, start + k < end]
-            value = tirx.if_then_else(tirx.all(*inside), data(*at[:-rank], *source), tirx.const(0, data.dtype))
+            value = tirx.if_then_else(tirx.all(*inside), read(*at[:-rank], *look), tirx.const(0, dtype))
             return te.sum(value, axis=window)
 
-        sums = te.compute(shape, total, name="window_sum")
+        return total
 
-        def mean(*at: Any) -> Any:
-            count: Any = 1 if divisor is None else divisor
-            if divisor is None:
-                for axis, index in enumerate(at[-rank:]):
-                    count = count * bounds(axis, index)[2]
-            return sums(*at) / tirx.Cast(data.dtype, tirx.convert(count))
+    def mean(total: Any, *at: Any) -> Any:
+        count: Any = 1 if divisor is None else divisor
+        if divisor is None:
+            for axis, index in enumerate(at[-rank:]):
+                count = count * bounds(axis, index)[2]
+        return total / tirx.Cast(dtype, tirx.convert(count))
 
-        return te.compute(shape, mean, name="window_mean")
+    source = _cast(call, x)
+    dtype = ordered(source).dtype
+    return computed(call, source, call.shape, element, "avg_pool", finish=mean, anchor=True)
 
-    return call.compute(compute, call.cast(x, wide(call.dtype)), name="avg_pool")
+
+def mean_over(call: Call, x: Any, rank: int) -> Any:
+    """Means over the last `rank` axes, which stay with size 1."""
+    known = ordered(x)
+    sizes = known.shape
+    if not all(isinstance(size, int) for size in sizes[-rank:]):
+        return mean_of(call, plain(call, x), range(len(sizes) - rank, len(sizes)))
+    count = math.prod(sizes[-rank:])
+
+    def element(read: Callable[..., Any]) -> Callable[..., Any]:
+        window = [te.reduce_axis((0, size), "rk") for size in sizes[-rank:]]
+        return lambda *at: te.sum(read(*at[:-rank], *window), axis=window)
+
+    def mean(total: Any, *at: Any) -> Any:
+        return total / tirx.const(count if count else math.nan, known.dtype)
+
+    shape = [*sizes[:-rank], *[1] * rank]
+    return computed(call, x, shape, element, "mean", finish=mean, anchor=True)
+
+
+def _cast(call: Call, x: Any) -> Any:
+    known = ordered(x)
+    return settled(Ordered(call.cast(known.value, wide(call.dtype)), known.order))

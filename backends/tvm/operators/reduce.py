@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from tvm import relax, te, tirx
 
+from graphopt.backends.tvm.layout import Ordered, ordered, plain, reshaped
 from graphopt.backends.tvm.operators.elementwise import per_element, truth
 from graphopt.backends.tvm.operators.extreme import argument_of, largest_over
 from graphopt.backends.tvm.operators.normalize import mean_of
+from graphopt.backends.tvm.operators.pool import mean_over
 from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_of, normal_axis, shape_of, wide
 
 aten = torch.ops.aten
@@ -33,8 +35,16 @@ def sum_(call: Call, self: Any, dim: Any = None, keepdim: bool = False, dtype: A
     return op.sum(call.cast(self, wide(call.dtype)), _axes(self, dim), keepdims=keepdim)
 
 
-@converts(aten.mean.default, aten.mean.dim)
+@converts(aten.mean.default, aten.mean.dim, layout="any")
 def mean(call: Call, self: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
+    known = ordered(self)
+    rank = len(known.order)
+    axes = [normal_axis(a, rank) for a in dim] if isinstance(dim, list | tuple) else []
+    if axes and isinstance(self, Ordered) and sorted(axes) == [*range(rank - len(axes), rank)] and len(axes) < rank:
+        x = Ordered(call.cast(known.value, wide(call.dtype)), known.order)
+        result = mean_over(call, x, len(axes))
+        return result if keepdim else reshaped(call, result, call.shape)
+    self = plain(call, self)
     result = mean_of(call, call.cast(self, wide(call.dtype)), _axes(self, dim))
     return result if keepdim else call.reshape(result, call.shape)
 

@@ -13,15 +13,19 @@ from typing import Any
 import torch
 from tvm import relax, te
 
-from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_name, shape_of, wide
+from graphopt.backends.tvm.kernels.fused import ANCHOR
+from graphopt.backends.tvm.layout import Ordered, ordered
+from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_name, wide
 
 aten = torch.ops.aten
+
 
 def _resized(call: Call, x: Any, scales: Sequence[float] | None, options: tuple[Any, ...]) -> Any:
     """Resize the last axes of x [N, C, ...] one after the other."""
     dtype = wide(call.dtype)
-    result = call.cast(x, dtype)
-    sizes, outputs = shape_of(x)[2:], call.shape[2:]
+    known = ordered(x)
+    result = Ordered(call.cast(known.value, dtype), known.order)
+    sizes, outputs = known.shape[2:], call.shape[2:]
     if not all(isinstance(size, int) for size in [*sizes, *outputs]):
         raise Refused("interpolation of a dynamic size")
     for axis, size in enumerate(sizes):
@@ -59,23 +63,26 @@ def _matrix(
     return resized.reshape(size, outputs[axis]).T  # type: ignore[no-any-return]  # torch's operators are untyped
 
 
-def _apply(call: Call, x: Any, axis: int, matrix: torch.Tensor) -> Any:
+def _apply(call: Call, x: Ordered, axis: int, matrix: torch.Tensor) -> Ordered:
     """Multiply one axis by a sparse matrix [out, in] given by its largest taps per row."""
     taps = max(1, int((matrix != 0).sum(1).max()))
     places = matrix.abs().topk(taps, dim=1).indices.sort(1).values
     weights = matrix.gather(1, places)
-    shape = [len(matrix) if a == axis else size for a, size in enumerate(shape_of(x))]
+    order = x.order
+    shape = [len(matrix) if a == axis else x.shape[a] for a in order]
+    place = order.index(axis)
 
     def compute(t: te.Tensor, where: te.Tensor, weight: te.Tensor) -> te.Tensor:
         k = te.reduce_axis((0, taps), "tap")
 
         def element(*i: Any) -> Any:
-            return te.sum(t(*i[:axis], where(i[axis], k), *i[axis + 1 :]) * weight(i[axis], k), axis=k)
+            here = i[place]
+            return te.sum(t(*i[:place], where(here, k), *i[place + 1 :]) * weight(here, k), axis=k)
 
-        return te.compute(shape, element, name="resize")
+        return te.compute(shape, element, name="resize", attrs={ANCHOR: "reduction"})
 
     tables = relax.const(places.numpy(), "int64"), relax.const(weights.numpy(), dtype_name(weights.dtype))
-    return call.compute(compute, x, *tables, name="resize")
+    return Ordered(call.compute(compute, x.value, *tables, name="resize", anchor=True), order)
 
 
 @converts(
@@ -85,6 +92,7 @@ def _apply(call: Call, x: Any, axis: int, matrix: torch.Tensor) -> Any:
     aten._upsample_nearest_exact1d.vec,
     aten._upsample_nearest_exact2d.vec,
     aten._upsample_nearest_exact3d.vec,
+    layout="any",
 )
 def nearest(call: Call, input: Any, output_size: Any, scale_factors: Any) -> Any:
     return _resized(call, input, scale_factors, ())
@@ -97,6 +105,7 @@ def nearest(call: Call, input: Any, output_size: Any, scale_factors: Any) -> Any
     aten.upsample_bicubic2d.vec,
     aten._upsample_bilinear2d_aa.vec,
     aten._upsample_bicubic2d_aa.vec,
+    layout="any",
 )
 def smooth(call: Call, input: Any, output_size: Any, align_corners: bool, scale_factors: Any) -> Any:
     return _resized(call, input, scale_factors, (align_corners,))

@@ -1,0 +1,38 @@
+"""What kernels need to know of the machine that they are written for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphopt.target import Target
+
+__all__ = ["Machine"]
+
+_FEWEST_LANES = 4
+"""Every CPU worth naming has vectors of 128 bits; targets may not say so."""
+
+_USUAL_L1, _USUAL_L2 = 32 << 10, 512 << 10
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A CPU as a kernel sees it.
+
+    Attributes:
+        lanes: float32 numbers in a vector register.
+        registers: vector registers.
+        l1, l2: cache sizes of one core, bytes.
+        threads: threads that the code will run on.
+    """
+
+    lanes: int
+    registers: int
+    l1: int
+    l2: int
+    threads: int
+
+    @classmethod
+    def of(cls, target: Target, threads: int) -> Machine:
+        lanes = max(_FEWEST_LANES, target.vector_bits // 32)
+        registers = 16 if target.arch == "x86_64" and lanes < 16 else 32
+        return cls(lanes, registers, target.l1 or _USUAL_L1, target.l2 or _USUAL_L2, threads)

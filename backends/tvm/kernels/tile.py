@@ -1,0 +1,129 @@
+"""Register tiles: which block of the result one round of the innermost code computes, and that code.
+
+A tile is P rows by Q vectors of the result, each vector an accumulator that stays in a register while the code runs
+over the whole reduction. Each step of the reduction loads Q vectors of weights and P numbers of the other operand,
+each repeated in all lanes, and does P * Q multiply-adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from graphopt.backends.tvm.kernels.emit import Code, index, lanes_of, vector
+from graphopt.backends.tvm.kernels.machine import Machine
+
+__all__ = ["Parts", "accumulate", "best_tile", "cycles_of", "each_part", "finish"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A length cut into pieces whose sizes differ by one at most: `large` of `size`, then `small` of `size - 1`."""
+
+    size: int
+    large: int
+    small: int
+
+    @classmethod
+    def of(cls, length: int, most: int) -> Parts:
+        count = -(-length // most)
+        size, rest = divmod(length, count)
+        return cls(size + 1, rest, count - rest) if rest else cls(size, count, 0)
+
+    @property
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """(size, number of pieces, where the first begins) of each kind of piece."""
+        both = [(self.size, self.large, 0), (self.size - 1, self.small, self.size * self.large)]
+        return [kind for kind in both if kind[1]]
+
+
+def best_tile(rows: int, vectors: int, machine: Machine) -> tuple[Parts, Parts]:
+    """Cut rows and vectors of a result into the tiles that take the least time.
+
+    The model of a step: the multiply-adds, two in a cycle; the loads, two in a cycle; and the latency of an
+    accumulation, four cycles, which eight accumulators hide.
+    """
+    cuts = [
+        (Parts.of(rows, tall), Parts.of(vectors, wide))
+        for wide in range(1, min(vectors, 6) + 1)
+        for tall in range(1, min(rows, (machine.registers - 1 - wide) // wide) + 1)
+    ]
+    return min(cuts, key=lambda cut: (cycles_of(*cut), _loads_of(*cut)))
+
+
+def cycles_of(rows: Parts, vectors: Parts) -> float:
+    """Cycles that a step of the reduction takes for a whole result cut like this."""
+    return sum(count * times * max(p * q, p + q, 8) / 2 for p, count, _ in rows.sizes for q, times, _ in vectors.sizes)
+
+
+def _loads_of(rows: Parts, vectors: Parts) -> int:
+    return sum(count * times * (p + q) for p, count, _ in rows.sizes for q, times, _ in vectors.sizes)
+
+
+def each_part(code: Code, name: str, parts: Parts, body: Callable[[Any, int], None], kind: str = "serial") -> None:
+    """Run `body(start, size)` for every piece; each size of piece has code of its own."""
+    for size, count, first in parts.sizes:
+        with code.loop(name, count, kind) as i:
+            body(code.let(f"{name}_at", i * size + first), size)
+
+
+def accumulate(
+    code: Code,
+    tile: tuple[int, int],
+    lanes: int,
+    extents: Sequence[int],
+    left: Callable[..., Any],
+    right: Callable[..., Any],
+    unroll: int = 1,
+) -> list[list[Any]]:
+    """The sums over `extents` of left(p, *k) * right(q, *k), as P x Q buffers of one vector each.
+
+    `left` gives a number, `right` a vector.
+    """
+    tall, wide = tile
+    zero = lanes_of(tirx.const(0, "float32"), lanes)
+    place = vector(0, lanes)
+    sums = [[code.local(f"sum_{p}_{q}", lanes) for q in range(wide)] for p in range(tall)]
+    for row in sums:
+        for total in row:
+            code.store(total, place, zero)
+
+    def step(k: list[Any]) -> None:
+        weights = [code.let(f"w{q}", right(q, *k)) for q in range(wide)]
+        for p in range(tall):
+            x = code.let(f"x{p}", lanes_of(left(p, *k), lanes))
+            for q in range(wide):
+                code.store(sums[p][q], place, sums[p][q][place] + x * weights[q])
+
+    def nest(k: list[Any], remaining: Sequence[int]) -> None:
+        if not remaining:
+            step(k)
+            return
+        extent, *inner = remaining
+        if not inner and unroll > 1 and extent % unroll == 0:
+            with code.loop("k", extent // unroll) as outer:
+                for u in range(unroll):
+                    step([*k, outer * unroll + u])
+            return
+        with code.loop("k", extent) as at:
+            nest([*k, at], inner)
+
+    nest([], list(extents))
+    return sums
+
+
+def finish(
+    code: Code, sums: list[list[Any]], lanes: int, columns: int, store: Callable[[int, int, Any, Any], None]
+) -> None:
+    """Call `store(p, q, value, lane)` for every number of a tile, the `columns` first lanes of each vector at once."""
+    for p, row in enumerate(sums):
+        for q, total in enumerate(row):
+            if columns == lanes:
+                with code.loop("lane", lanes, "vectorized") as lane:
+                    store(p, q, total[lane], lane)
+                continue
+            for lane in range(columns):
+                store(p, q, total[index(lane)], index(lane))
