@@ -19,6 +19,7 @@ from graphopt.backends.tvm.kernels.fused import Fused, read_fused
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import product_kernel
 from graphopt.backends.tvm.kernels.reduction import reduction_kernel
+from graphopt.backends.tvm.kernels.winograd import winograd_kernel
 from graphopt.backends.tvm.schedule import ELEMENTARY, holds_bfloat16, schedule_function
 
 __all__ = ["RULES", "scheduled"]
@@ -26,6 +27,7 @@ __all__ = ["RULES", "scheduled"]
 RULES: tuple[Callable[[Fused, Machine], Any | None], ...] = (
     product_kernel,
     convolution_kernel,
+    winograd_kernel,
     depthwise_kernel,
     reduction_kernel,
     concatenation_kernel,

@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tvm import ir, te
+from tvm import ir, relax, te
 
 from graphopt.backends.tvm.kernels.convolution import convolution
 from graphopt.backends.tvm.kernels.depthwise import depthwise
 from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.product import packed_vectors, product
+from graphopt.backends.tvm.kernels.transforms import SQUARES
+from graphopt.backends.tvm.kernels.winograd import best_square, transformed_weight, winograd
 from graphopt.backends.tvm.layout import CHANNELS_LAST, Ordered, arranged, ordered
 from graphopt.backends.tvm.registry import Call, precomputed, shape_of
 
@@ -52,6 +54,10 @@ def packed_convolution(call: Call, x: Any, weight: Any, window: Window, groups: 
         source = arranged(call, x, CHANNELS_LAST)
         matrix = precomputed(weight, lambda w: w[:, :, 0, 0])
         return Ordered(packed_linear(call, source, matrix), CHANNELS_LAST)
+    if groups == 1 and window.kernel == (3, 3) and window.stride == window.dilation == (1, 1):
+        square = best_square(window, channels, outputs, call.machine)
+        if square:
+            return _winograd(call, arranged(call, x, CHANNELS_LAST), weight, window, square)
     if groups > 1 and outputs // groups < lanes:
         weight, groups = _merged(weight, groups, lanes)
     packed = precomputed(weight, lambda w: _packed(w.permute(0, 2, 3, 1), groups, lanes))
@@ -63,6 +69,25 @@ def packed_convolution(call: Call, x: Any, weight: Any, window: Window, groups: 
         return convolution(data, w, outputs, groups, window, order)
 
     return Ordered(call.compute(compute, source, packed, name="convolution", anchor=True), CHANNELS_LAST)
+
+
+def _winograd(call: Call, source: Any, weight: Any, window: Window, square: int) -> Ordered:
+    outputs, lanes = shape_of(weight)[0], call.machine.lanes
+
+    def packed(w: torch.Tensor) -> torch.Tensor:
+        positions = transformed_weight(w, square)
+        return torch.stack([_packed(p[:, None, None, :], 1, lanes)[:, 0, 0] for p in positions])
+
+    back = relax.const(SQUARES[square].back.astype("float32"), "float32")
+    result = call.compute(
+        lambda d, w, b: winograd(d, w, b, outputs, square, window),
+        source,
+        precomputed(weight, packed),
+        back,
+        name="winograd",
+        anchor=True,
+    )
+    return Ordered(result, CHANNELS_LAST)
 
 
 def _is_pointwise(window: Window) -> bool:
