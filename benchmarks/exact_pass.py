@@ -31,7 +31,7 @@ from torch import nn
 
 import graphopt as go
 from benchmarks.long_graph import long_graph
-from benchmarks.machine import machine, versions
+from benchmarks.machine import machine, memory, versions
 from benchmarks.torchvision_ops import define_missing
 from graphopt.instruments import TimingTree
 
@@ -86,7 +86,7 @@ def measure(path: Path, pipeline: str, profile: int) -> dict[str, Any]:
     gc.collect()
     weights = sum(entry.tensor.untyped_storage().nbytes() for entry in model.params.entries())
     tree, profiler = TimingTree(), cProfile.Profile()
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the highest memory so far is now this
     wall, cpu = time.perf_counter(), time.process_time()
     if profile:
@@ -94,7 +94,7 @@ def measure(path: Path, pipeline: str, profile: int) -> dict[str, Any]:
     result, reports = go.run(model, pipeline, instruments=[tree])
     profiler.disable()
     seconds, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    growth = _memory("VmHWM") - before
+    growth = memory("VmHWM") - before
     if profile:
         pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(profile)
         pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumtime").print_stats(profile)
@@ -115,14 +115,6 @@ def measure(path: Path, pipeline: str, profile: int) -> dict[str, Any]:
 
 def _operators(model: go.Model) -> int:
     return sum(node.op == "call_function" for node in model.graph.nodes)
-
-
-def _memory(field: str) -> int:
-    """Bytes of this process as Linux counts them: VmRSS now, VmHWM at its highest."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
 
 
 def measure_apart(name: str, pipeline: str, profile: int) -> dict[str, Any]:

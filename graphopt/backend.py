@@ -227,9 +227,7 @@ def get_backend(name: str) -> type[Backend]:
     return found
 
 
-def build(
-    model: Model, target: Target | str = "cpu", backend: str = "tvm", *, threads: int | None = None
-) -> Artifact:
+def build(model: Model, target: Target | str = "cpu", backend: str = "tvm", *, threads: int | None = None) -> Artifact:
     """Compile a model: `build(model, target="cpu")(x)`.
 
     Args:

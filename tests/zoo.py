@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from benchmarks.lively import calibrate, enliven
 from benchmarks.torchvision_ops import define_missing
 
 __all__ = ["NAMES", "ZooNet", "build", "calibrate", "enliven"]
@@ -22,7 +23,6 @@ __all__ = ["NAMES", "ZooNet", "build", "calibrate", "enliven"]
 define_missing()
 
 CALIBRATION_BATCHES = 3
-NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -48,40 +48,6 @@ def build(name: str) -> ZooNet:
         calibrate(net.module, [net.args(8, seed) for seed in range(1, 1 + CALIBRATION_BATCHES)])
         _assert_sane(name, net.module(*net.args()))
     return net
-
-
-def enliven(module: nn.Module) -> None:
-    """Give constant parameters (zero biases, unit scales, layer scales of 1e-6) values that matter.
-
-    A net without normalisation gets weights that keep its signal's size (He initialisation,
-    arXiv:1502.01852); with torch's own, its output is little but the last bias.
-    """
-    if not any(isinstance(layer, NORMALISATIONS) for layer in module.modules()):
-        for layer in module.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(layer.weight)
-    for parameter in module.parameters():
-        if parameter.numel() > 1 and parameter.min() == parameter.max():
-            if parameter.flatten()[0] == 0:
-                parameter.normal_(0, 0.1)
-            else:
-                parameter.uniform_(0.5, 1.5)
-
-
-def calibrate(module: nn.Module, batches: list[tuple[Any, ...]]) -> None:
-    """Set running statistics to the mean over `batches`, with everything else (dropout) as in eval mode."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    module.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    for args in batches if norms else []:
-        module(*args)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
 
 
 def _assert_sane(name: str, output: Any) -> None:

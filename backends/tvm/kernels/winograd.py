@@ -12,6 +12,7 @@ A task does all of this for some squares of an image and some output channels, i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,7 @@ def winograd(data: te.Tensor, weight: te.Tensor, back: te.Tensor, channels: int,
         weight: [positions, vectors, C, lanes].
         back: [3, m + 2], the matrix that turns a transformed weight back into the weight.
     """
-    _, vectors, depth, lanes = (int(size) for size in weight.shape)
+    _, _, depth, lanes = (int(size) for size in weight.shape)
     size = m + 2
     y, x, k = te.reduce_axis((0, 3), "ky"), te.reduce_axis((0, 3), "kx"), te.reduce_axis((0, depth), "k")
     p, q = te.reduce_axis((0, size), "p"), te.reduce_axis((0, size), "q")
@@ -146,9 +147,8 @@ class _Winograd:
                     pixels = [
                         [self._pixel(image, row + i, col + j, at, guarded) for j in range(size)] for i in range(size)
                     ]
-                    self._both_ways(
-                        pixels, lambda i, j, value: code.store(inputs, [index(i * size + j), s, at], value), True
-                    )
+                    for (i, j), value in self._both_ways(pixels, self.transform.input):
+                        code.store(inputs, [index(i * size + j), s, at], value)
 
     def _channels(self, number: Any) -> Any:
         start = number * self.lanes
@@ -164,15 +164,13 @@ class _Winograd:
         inside = tirx.all(row >= 0, row < height, col >= 0, col < width)
         return tirx.if_then_else(inside, value, lanes_of(tirx.const(0, "float32"), self.lanes))
 
-    def _both_ways(self, values: list[list[Any]], store: Any, into: bool) -> None:
+    def _both_ways(self, values: list[list[Any]], once: Any) -> Iterator[tuple[tuple[int, int], Any]]:
         """Transform down the columns, then along the rows; half-way values are named."""
-        code = self.code
-        once = self.transform.input if into else self.transform.output
-        name = code.let
+        name = self.code.let
         columns = [once([name("v", row[j]) for row in values], name) for j in range(len(values[0]))]
         for i in range(len(columns[0])):
             for j, value in enumerate(once([column[i] for column in columns], name)):
-                store(i, j, value)
+                yield (i, j), value
 
     def _multiply(self, position: Any, base: Any, tile: Any, inputs: Any, products: Any) -> None:
         code, lanes = self.code, self.lanes
@@ -214,9 +212,8 @@ class _Winograd:
                         for i in range(size)
                     ]
                     pixels = [[code.local(f"pixel_{i}_{j}", lanes) for j in range(m)] for i in range(m)]
-                    self._both_ways(
-                        values, lambda i, j, value: code.store(pixels[i][j], vector(0, lanes), value), False
-                    )
+                    for (i, j), value in self._both_ways(values, self.transform.output):
+                        code.store(pixels[i][j], vector(0, lanes), value)
                     self._store(image, row, col, start, pixels, guarded)
 
     def _store(self, image: Any, row: Any, col: Any, start: Any, pixels: list[list[Any]], guarded: bool) -> None:
