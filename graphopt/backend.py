@@ -31,18 +31,23 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GROUP",
+    "MOST_THREADS",
     "Artifact",
     "Backend",
     "Timing",
     "Unsupported",
     "backend_names",
     "build",
+    "check_threads",
     "get_backend",
     "is_torch",
     "load_artifact",
     "read_manifest",
     "refuse",
 ]
+
+MOST_THREADS = 1024
+"""More is taken for a slip: every backend would make as many threads without asking again."""
 
 GROUP = "graphopt.backends"
 """Entry-point group of backends: `mine = "my_package.backend:MyBackend"`."""
@@ -236,13 +241,27 @@ def build(model: Model, target: Target | str = "cpu", backend: str = "tvm", *, t
         threads: how many threads the artifact uses; the target's number of cores by default.
 
     Raises:
-        UsageError: for an unknown target or backend, or a number of threads below one.
+        UsageError: for an unknown target or backend, or a number of threads that is none (see `check_threads`).
         UnsupportedError: naming everything that the backend cannot run.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"a model cannot run on {threads} threads")
     where = Target.parse(target) if isinstance(target, str) else target
+    check_threads(where.cores if threads is None else threads)
     return get_backend(backend)().compile(model, where, threads=threads)
+
+
+def check_threads(threads: int, where: str | None = None) -> None:
+    """Refuse a number of threads that is below one, absurd, or no number.
+
+    Raises:
+        UsageError: naming the number and what is allowed.
+    """
+    if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+        raise UsageError(
+            f"a model cannot run on {threads!r} threads",
+            where=where,
+            why=f"the number of threads is from 1 to {MOST_THREADS}",
+            todo="name as many as the machine has cores, or leave it out to use the target's cores",
+        )
 
 
 def load_artifact(directory: str | os.PathLike[str]) -> Artifact:

@@ -28,11 +28,12 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Run passes on a model, compile the result and write it as a folder. An older bundle there is replaced whole."""
-    from graphopt.backend import get_backend
+    from graphopt.backend import check_threads, get_backend
     from graphopt.target import Target
 
     check_output(output, ours="manifest.json")
     machine, compiler = Target.parse(target), get_backend(backend)()
+    check_threads(machine.cores if threads is None else threads, where=f"the cores of the target '{target}'")
     with working("starting"):
         from graphopt.tools.pipelines import apply, parse
 

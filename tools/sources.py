@@ -44,8 +44,22 @@ PipelineText = Annotated[
     typer.Option("-p", "--pipeline", help="Passes in order.", autocompletion=_complete_pipeline),
 ]
 BackendName = Annotated[str, typer.Option("--backend", help="What compiles and runs the model.")]
+
+
+def _threads(number: int | None) -> int | None:
+    """The option as it is, checked before anything is read."""
+    if number is not None:
+        from graphopt.backend import check_threads
+
+        check_threads(number, where="--threads")
+    return number
+
+
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Threads to run on.", show_default="the target's cores")
+    int | None,
+    typer.Option(
+        "--threads", metavar="N", callback=_threads, help="Threads to run on.", show_default="the target's cores"
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, and errors as JSON to stderr.")]
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 import graphopt
-from graphopt.backend import read_manifest
+from graphopt.backend import check_threads, read_manifest
 from graphopt.backends.tvm.artifact import TvmArtifact
 from graphopt.backends.tvm.runtime import ffi
-from graphopt.errors import GraphoptError, LoadError
+from graphopt.errors import GraphoptError, LoadError, UsageError
 from graphopt.files import write_whole
 from graphopt.signature import Signature
 from graphopt.target import Target
@@ -87,7 +87,8 @@ def load_from(folder: Path, manifest: Mapping[str, Any]) -> TvmArtifact:
         signature = Signature.from_json(manifest["signature"])
         target = Target.from_json(manifest["target"])
         threads, rows = int(manifest["threads"]), [_row(row) for row in manifest["weights"]]
-    except (KeyError, TypeError, ValueError) as error:
+        check_threads(threads)
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         raise LoadError(f"the manifest of '{folder}' is damaged", why=f"{type(error).__name__}: {error}") from error
     for name in (_CODE, _WEIGHTS):
         _check(folder / name, digests.get(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 import graphopt as go
 from graphopt.backend import Artifact, Timing, backend_names, get_backend
 from graphopt.errors import InputError, UsageError
+from graphopt.target import Target
 from tests.compare import relative_error
 
 BACKENDS = ("reference", "onnxruntime", "tvm")
@@ -136,10 +137,19 @@ def test_unknown_backend_offers_the_nearest() -> None:
         get_backend("onnxruntme")
 
 
-def test_threads_below_one_are_refused() -> None:
+@pytest.mark.parametrize("threads", [0, -2, 1025, True, 1.5])
+def test_numbers_of_threads_that_are_none_are_refused(threads: int) -> None:
     net, args = _nested()
-    with pytest.raises(UsageError, match="0 threads"):
-        go.build(go.capture(net, args), threads=0)
+    with pytest.raises(UsageError, match=f"on {threads} threads"):
+        go.build(go.capture(net, args), threads=threads)
+
+
+def test_a_target_of_too_many_cores_needs_a_number_of_threads() -> None:
+    net, args = _nested()
+    model, many = go.capture(net, args), replace(Target.parse("cpu"), cores=5000)
+    with pytest.raises(UsageError, match="on 5000 threads"):
+        go.build(model, target=many)
+    assert go.build(model, target=many, backend="reference", threads=2).threads == 2
 
 
 def test_timing_counts_calls_and_orders_quartiles() -> None:

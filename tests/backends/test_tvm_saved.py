@@ -109,6 +109,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "changed weights": (lambda f: _flip_a_byte(f / "weights.bin"), "is not the file that was saved"),
     "newer format": (lambda f: _edited(f, lambda m: m.update(schema=99)), "has format 99"),
     "no signature": (lambda f: _edited(f, lambda m: m.pop("signature")), "is damaged"),
+    "absurd threads": (lambda f: _edited(f, lambda m: m.update(threads=10**6)), "is damaged"),
     "weights beyond the file": (lambda f: _edited(f, lambda m: m["weights"][-1].update(offset=10**9)), "is too short"),
 }
 

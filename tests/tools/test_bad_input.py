@@ -191,7 +191,6 @@ def test_unknown_targets_backends_and_systems(model_file: Path, folder: Path) ->
     refused(graphopt("run", model_file, "--backend", "x", "-o", folder / "y.npz"), 2, "there is no backend 'x'")
     message = refused(graphopt("bench", model_file, "--against", "onnxruntim,nothing"), 2, "'onnxruntim'", "'nothing'")
     assert "did you mean onnxruntime?" in message
-    refused(graphopt(*build, "--threads", 0), 2, "--threads")
 
 
 def test_unknown_commands_and_options(model_file: Path) -> None:
