@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import tvm_ffi
 from hypothesis import given
 from hypothesis import strategies as st
 from tvm import te, tirx
@@ -91,14 +92,12 @@ def check(cases: dict[str, Case]) -> None:
 WINDOWS = {
     "one": Geometry((6, 5), (1, 1)),
     "row": Geometry((6, 7), (1, 3), before=(0, 1), after=(0, 1)),
-    "column": Geometry((7, 6), (3, 1), before=(1, 0), after=(1, 0)),
     "three": Geometry((6, 7), (3, 3), before=(1, 1), after=(1, 1)),
     "five": Geometry((8, 9), (5, 5), before=(2, 2), after=(2, 2)),
     "seven": Geometry((9, 10), (7, 7), (2, 2), (3, 3), (3, 3)),
     "unpadded": Geometry((7, 8)),
     "whole_image": Geometry((5, 4), (5, 4)),
     "stride_2": Geometry((8, 9), (3, 3), (2, 2), (1, 1), (1, 1)),
-    "stride_1_and_3": Geometry((7, 11), (3, 3), (1, 3), (1, 1), (1, 1)),
     "stride_beyond_the_window": Geometry((10, 11), (1, 1), (3, 4)),
     "rows_left_over": Geometry((10, 10), (3, 3), (4, 4)),
     "dilated": Geometry((9, 9), (3, 3), (1, 1), (2, 2), (2, 2), (2, 2)),
@@ -106,13 +105,10 @@ WINDOWS = {
     "dilated_across": Geometry((6, 9), (2, 3), (1, 1), (0, 1), (0, 2), (1, 3)),
     "dilated_and_strided": Geometry((11, 12), (3, 3), (2, 3), (2, 1), (2, 1), (2, 3)),
     "same_before": Geometry((6, 6), (4, 4), before=(2, 2), after=(1, 1)),
-    "only_before": Geometry((5, 6), (3, 3), before=(2, 1)),
-    "only_after": Geometry((5, 6), (3, 3), after=(1, 2)),
     "only_left": Geometry((5, 6), (3, 3), before=(0, 2)),
     "only_below": Geometry((5, 6), (3, 3), after=(2, 0)),
     "padded_beyond_the_window": Geometry((3, 2), (3, 3), before=(4, 5), after=(5, 4)),
     "one_pixel": Geometry((1, 1), (3, 3), before=(1, 1), after=(1, 1)),
-    "one_row": Geometry((1, 9), (1, 5), before=(0, 2), after=(0, 2)),
     "one_column": Geometry((9, 1), (3, 1), before=(1, 0), after=(1, 0)),
 }
 
@@ -128,7 +124,7 @@ def test_windows_in_blocks() -> None:
 
 @pytest.mark.parametrize("machine", MACHINES, ids=str)
 def test_channels_that_fill_vectors_and_do_not(machine: Machine) -> None:
-    counts = [(1, 1), (1, 24), (2, 3), (3, 2), (8, 16), (24, 1), (24, 58), (58, 24), (16, 17)]
+    counts = [(1, 24), (2, 3), (3, 2), (24, 1), (24, 58), (58, 24)]
     geometry = Geometry((4, 5), (3, 3), (2, 1), (1, 1), (1, 1))
     check({f"from_{i}_to_{o}": Case(geometry, i, o, machine=machine) for i, o in counts})
 
@@ -136,7 +132,7 @@ def test_channels_that_fill_vectors_and_do_not(machine: Machine) -> None:
 @pytest.mark.parametrize("machine", MACHINES, ids=str)
 def test_groups(machine: Machine) -> None:
     padded, bare = Geometry((5, 4), (3, 3), before=(1, 1), after=(1, 1)), Geometry((5, 4), (2, 3))
-    counts = [(2, 2, 2), (2, 6, 22), (3, 24, 58 * 3), (8, 16, 8), (4, 4, 68), (2, 48, 2)]
+    counts = [(2, 6, 22), (3, 24, 58 * 3), (8, 16, 8), (4, 4, 68)]
     check(
         {
             f"groups_{groups}_from_{i}_to_{o}": Case(padded if n % 2 else bare, i, o, groups, machine=machine)
@@ -196,7 +192,7 @@ def geometries(draw: Callable[..., Any]) -> Geometry:
     return Geometry((rows, columns), kernel, pair(1, 3), before, after, dilation)
 
 
-@examples(10)
+@examples(8)
 @given(
     geometry=geometries(),
     groups=st.integers(1, 3),
@@ -269,6 +265,22 @@ def test_a_sum_over_the_convolution_is_refused() -> None:
     k = te.reduce_axis((0, 8), "k")
     total = te.compute((1, 8, 8), lambda n, i, j: te.sum(result(n, i, j, k), axis=[k]), name="total")
     assert apply(convolution_kernel, a_machine(), [x, w], total) is None
+
+
+@pytest.mark.xfail(strict=True, reason="the zeros to the left of an image are not cut at the end of the band")
+@pytest.mark.parametrize("order", ["NHWC", "NCHW"])
+def test_an_image_that_no_output_looks_at_is_not_copied(order: str) -> None:
+    """Three columns of padding, of which one is looked at: the image lies beyond the end of the copied rows."""
+    extents: list[int] = []
+
+    def note(loop: Any) -> None:
+        if isinstance(loop.extent, tirx.IntImm):
+            extents.append(int(loop.extent))
+
+    function = Case(Geometry((4, 1), (1, 1), (1, 10), (0, 3), (0, 3)), 4, 8, order=order).lowered()
+    tvm_ffi.structural_walk(function.body, (tirx.For, note))
+    assert extents
+    assert min(extents) >= 0
 
 
 @pytest.mark.parametrize("order", ["NHWC", "NCHW"])
