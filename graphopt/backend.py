@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt import tree
 from graphopt.errors import GraphoptError, InputError, LoadError, UnsupportedError, UsageError
@@ -38,6 +38,7 @@ __all__ = [
     "Unsupported",
     "backend_names",
     "build",
+    "check_exact",
     "check_threads",
     "get_backend",
     "is_torch",
@@ -171,14 +172,21 @@ class Backend(ABC):
     """A way to run models."""
 
     name: ClassVar[str]
+    exact_float: ClassVar[Literal["option", "always", "never"]] = "never"
+    """Whether `compile` takes `exact_float`, computes so in any case, or cannot promise it."""
 
     @abstractmethod
     def supports(self, model: Model) -> list[Unsupported]:
         """Everything in the model that this backend cannot run; empty when it can be compiled."""
 
     @abstractmethod
-    def compile(self, model: Model, target: Target, *, threads: int | None = None) -> Artifact:
+    def compile(
+        self, model: Model, target: Target, *, threads: int | None = None, exact_float: bool = False
+    ) -> Artifact:
         """Make the model runnable on a target, with the target's number of threads unless another is given.
+
+        Args:
+            exact_float: use no algorithm that rounds more than the plain one; only given where the backend takes it.
 
         Raises:
             UnsupportedError: naming everything that cannot be run, at once.
@@ -232,21 +240,47 @@ def get_backend(name: str) -> type[Backend]:
     return found
 
 
-def build(model: Model, target: Target | str = "cpu", backend: str = "tvm", *, threads: int | None = None) -> Artifact:
+def build(
+    model: Model,
+    target: Target | str = "cpu",
+    backend: str = "tvm",
+    *,
+    threads: int | None = None,
+    exact_float: bool = False,
+) -> Artifact:
     """Compile a model: `build(model, target="cpu")(x)`.
 
     Args:
         target: a Target, a preset's name, JSON text or the path of a JSON file.
         backend: `tvm`, `onnxruntime`, `reference`, or one that another package brings.
         threads: how many threads the artifact uses; the target's number of cores by default.
+        exact_float: use no algorithm that rounds more than the plain one, such as Winograd's convolution.
 
     Raises:
-        UsageError: for an unknown target or backend, or a number of threads that is none (see `check_threads`).
+        UsageError: for an unknown target or backend, a number of threads that is none (see `check_threads`), or exact
+            floating point from a backend that cannot promise it.
         UnsupportedError: naming everything that the backend cannot run.
     """
     where = Target.parse(target) if isinstance(target, str) else target
     check_threads(where.cores if threads is None else threads)
-    return get_backend(backend)().compile(model, where, threads=threads)
+    compiler = get_backend(backend)
+    check_exact(compiler, exact_float)
+    options = {"exact_float": True} if exact_float and compiler.exact_float == "option" else {}
+    return compiler().compile(model, where, threads=threads, **options)
+
+
+def check_exact(backend: type[Backend], exact_float: bool) -> None:
+    """Refuse exact floating point where a backend cannot promise it.
+
+    Raises:
+        UsageError: naming the backend, and those that can.
+    """
+    if exact_float and backend.exact_float == "never":
+        raise UsageError(
+            f"the backend '{backend.name}' does not know exact floating point",
+            why="it chooses its algorithms itself, and does not tell which of them round more than the plain ones",
+            todo="use the backend 'tvm' or 'reference', or leave --exact-float (exact_float=True) out",
+        )
 
 
 def check_threads(threads: int, where: str | None = None) -> None:

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graphopt.backend import Artifact, Backend, Unsupported, is_torch, refuse
+from graphopt.backend import Artifact, Backend, Unsupported, check_exact, is_torch, refuse
 from graphopt.errors import GraphoptError
 from graphopt.files import write_whole
 from graphopt.signature import Signature
@@ -68,7 +68,10 @@ class OnnxRuntimeBackend(Backend):
         exported = _exported(model)
         return [exported] if isinstance(exported, Unsupported) else []
 
-    def compile(self, model: Model, target: Target, *, threads: int | None = None) -> Artifact:
+    def compile(
+        self, model: Model, target: Target, *, threads: int | None = None, exact_float: bool = False
+    ) -> Artifact:
+        check_exact(type(self), exact_float)
         exported = _exported(model)
         if isinstance(exported, Unsupported):
             raise refuse(self.name, [exported])

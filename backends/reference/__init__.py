@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt.backend import Artifact, Backend, Unsupported, is_torch
 from graphopt.errors import UsageError
@@ -43,9 +43,12 @@ class ReferenceBackend(Backend):
     """Runs everything that PyTorch runs."""
 
     name: ClassVar[str] = "reference"
+    exact_float: ClassVar[Literal["option", "always", "never"]] = "always"
 
     def supports(self, model: Model) -> list[Unsupported]:
         return []
 
-    def compile(self, model: Model, target: Target, *, threads: int | None = None) -> Artifact:
+    def compile(
+        self, model: Model, target: Target, *, threads: int | None = None, exact_float: bool = True
+    ) -> Artifact:
         return ReferenceArtifact(model, target, threads or target.cores)

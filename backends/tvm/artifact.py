@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphopt.backend import Artifact, is_torch
 from graphopt.backends.tvm.runtime import Machine, to_numpy, use_threads
+from graphopt.errors import UsageError
 from graphopt.signature import Signature
 from graphopt.target import Target
+
+if TYPE_CHECKING:
+    from graphopt.backends.tvm.kernels.coverage import Coverage
+    from graphopt.backends.tvm.lower import Built
 
 __all__ = ["TvmArtifact"]
 
@@ -19,7 +24,8 @@ class TvmArtifact(Artifact):
     Args:
         module: the runtime module that holds the code.
         weights: TVM tensors, the arguments of the code after the user's inputs.
-        executable: what the compiler made, for an artifact compiled in this process; only such a one can be saved.
+        built: what the compiler made, for an artifact compiled in this process; only such a one can be saved.
+        exact_float: whether it was compiled to use no algorithm that rounds more than the plain one.
     """
 
     def __init__(
@@ -29,11 +35,14 @@ class TvmArtifact(Artifact):
         threads: int,
         module: Any,
         weights: list[Any],
-        executable: Any = None,
+        built: Built | None = None,
+        *,
+        exact_float: bool = False,
     ) -> None:
         super().__init__(signature, target, threads)
         self.weights = weights
-        self.executable = executable
+        self.built = built
+        self.exact_float = exact_float
         self._machine = None if module is None else Machine(module, weights)
 
     def run(self, tensors: list[Any]) -> list[Any]:
@@ -47,14 +56,25 @@ class TvmArtifact(Artifact):
             return [from_dlpack(result) for result in results]
         return [to_numpy(result) for result in results]
 
+    @property
+    def coverage(self) -> Coverage:
+        """Which rule wrote each function of the code.
+
+        Raises:
+            UsageError: for an artifact that was loaded from a folder, which holds the code alone.
+        """
+        if self.built is None:
+            raise UsageError(
+                "this artifact was loaded from a folder", todo="build the model again to see what wrote it"
+            )
+        return self.built.coverage
+
     def save(self, directory: str | os.PathLike[str]) -> None:
         from graphopt.backends.tvm.saved import save
 
         save(self, directory)
 
     def _foreign(self) -> Exception:
-        from graphopt.errors import UsageError
-
         return UsageError(
             f"this artifact is code for {self.target.arch} {self.target.cpu}, which this machine cannot run",
             todo="save it and run it there",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt.backend import Artifact, Backend, Unsupported, refuse
 from graphopt.backends.tvm.artifact import TvmArtifact
@@ -13,6 +13,7 @@ from graphopt.target import Target, this_machine
 
 if TYPE_CHECKING:
     from graphopt.backends.tvm.importer import Imported
+    from graphopt.backends.tvm.kernels.machine import Machine
     from graphopt.model import Model
 
 __all__ = ["TvmBackend", "tvm_target"]
@@ -24,26 +25,31 @@ class TvmBackend(Backend):
     """Compiles a model into native code with Apache TVM; sizes that are free in the model stay free."""
 
     name: ClassVar[str] = "tvm"
+    exact_float: ClassVar[Literal["option", "always", "never"]] = "option"
 
     def supports(self, model: Model) -> list[Unsupported]:
-        return self._imported(model, this_machine(), 1).unsupported
+        from graphopt.backends.tvm.kernels.machine import Machine
 
-    def compile(self, model: Model, target: Target, *, threads: int | None = None) -> Artifact:
+        return self._imported(model, Machine.of(this_machine(), 1)).unsupported
+
+    def compile(
+        self, model: Model, target: Target, *, threads: int | None = None, exact_float: bool = False
+    ) -> Artifact:
+        from graphopt.backends.tvm.kernels.machine import Machine
         from graphopt.backends.tvm.runtime import use_threads
 
-        machine = tvm_target(target)
+        compiled_for = tvm_target(target)
         count = threads or target.cores
-        imported = self._imported(model, target, count)
+        machine = Machine.of(target, count, exact=exact_float)
+        imported = self._imported(model, machine)
         if imported.unsupported:
             raise refuse(self.name, imported.unsupported)
         use_threads(count)  # compiling runs code too, to fold constants
-        from graphopt.backends.tvm.kernels.machine import Machine
         from graphopt.backends.tvm.lower import build
 
-        built = build(imported.module, machine, Machine.of(target, count))
-        runs_here = _runs_here(target)
-        module = built.executable.jit() if runs_here else None
-        return TvmArtifact(model.signature, target, count, module, built.weights, built.executable)
+        built = build(imported.module, compiled_for, machine)
+        module = built.executable.jit() if _runs_here(target) else None
+        return TvmArtifact(model.signature, target, count, module, built.weights, built, exact_float=exact_float)
 
     @classmethod
     def load(cls, directory: Path, manifest: Mapping[str, Any]) -> Artifact:
@@ -51,12 +57,11 @@ class TvmBackend(Backend):
 
         return load_from(directory, manifest)
 
-    def _imported(self, model: Model, target: Target, threads: int) -> Imported:
+    def _imported(self, model: Model, machine: Machine) -> Imported:
         from graphopt.backends.tvm.importer import import_program, prepare
-        from graphopt.backends.tvm.kernels.machine import Machine
         from graphopt.export import to_exported_program
 
-        return import_program(prepare(to_exported_program(model)), Machine.of(target, threads))
+        return import_program(prepare(to_exported_program(model)), machine)
 
 
 def tvm_target(target: Target) -> Any:

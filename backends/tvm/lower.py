@@ -9,6 +9,7 @@ from tvm import IRModule, relax, transform
 from tvm import target as tvm_target
 
 from graphopt.backends.tvm.kernels import scheduled
+from graphopt.backends.tvm.kernels.coverage import Coverage
 from graphopt.backends.tvm.kernels.machine import Machine
 
 __all__ = ["Built", "build"]
@@ -23,6 +24,7 @@ class Built:
 
     executable: Any
     weights: list[Any]
+    coverage: Coverage
 
 
 def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Built:
@@ -40,9 +42,9 @@ def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Buil
         )(module)
         module, weights = _take_weights_out(module)
         module = relax.transform.RewriteDataflowReshape()(relax.backend.DispatchSortScan()(module))
-        module = _TO_MACHINE(scheduled(module, machine))
-        executable = relax.build(module, target, relax_pipeline=None, tir_pipeline="s_tir")
-    return Built(executable, weights)
+        module, coverage = scheduled(module, machine)
+        executable = relax.build(_TO_MACHINE(module), target, relax_pipeline=None, tir_pipeline="s_tir")
+    return Built(executable, weights, coverage)
 
 
 _TO_MACHINE = transform.Sequential(

@@ -1,7 +1,7 @@
 """Artifacts on disk: `model.so` (code), `weights.bin` (the weights, one after the other) and `manifest.json`.
 
-The manifest holds the schema version, signature, target, threads, versions, where each weight lies, and the SHA-256 of
-the other files, which are checked before any of them is used.
+The manifest holds the schema version, signature, target, threads, whether the code is exact, versions, where each
+weight lies, and the SHA-256 of the other files, which are checked before any of them is used.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def save(artifact: TvmArtifact, directory: str | os.PathLike[str]) -> None:
         UsageError: when the folder cannot be written.
         GraphoptError: for an artifact that was itself loaded from a folder.
     """
-    if artifact.executable is None:
+    if artifact.built is None:
         raise GraphoptError("this artifact was loaded from a folder", todo="copy that folder")
     with write_whole(directory) as folder:
         folder.mkdir()
-        artifact.executable.export_library(str(folder / _CODE))
+        artifact.built.executable.export_library(str(folder / _CODE))
         weights = _write_weights(folder / _WEIGHTS, artifact.weights)
         manifest = {
             "backend": "tvm",
@@ -54,6 +54,7 @@ def save(artifact: TvmArtifact, directory: str | os.PathLike[str]) -> None:
             "signature": artifact.signature.to_json(),
             "target": artifact.target.to_json(),
             "threads": artifact.threads,
+            "exact_float": artifact.exact_float,
             "versions": {"graphopt": graphopt.__version__} | {name: version(name) for name in _PACKAGES},
             "weights": weights,
             "sha256": {name: _digest(folder / name) for name in (_CODE, _WEIGHTS)},
@@ -87,6 +88,7 @@ def load_from(folder: Path, manifest: Mapping[str, Any]) -> TvmArtifact:
         signature = Signature.from_json(manifest["signature"])
         target = Target.from_json(manifest["target"])
         threads, rows = int(manifest["threads"]), [_row(row) for row in manifest["weights"]]
+        exact = bool(manifest.get("exact_float", False))
         check_threads(threads)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise LoadError(f"the manifest of '{folder}' is damaged", why=f"{type(error).__name__}: {error}") from error
@@ -101,7 +103,7 @@ def load_from(folder: Path, manifest: Mapping[str, Any]) -> TvmArtifact:
             why=str(error).strip().splitlines()[-1],
             todo=f"it was built for {target.arch} {target.cpu}; build the model for this machine",
         ) from error
-    return TvmArtifact(signature, target, threads, module, weights)
+    return TvmArtifact(signature, target, threads, module, weights, exact_float=exact)
 
 
 def _row(row: Any) -> tuple[str, tuple[int, ...], int]:

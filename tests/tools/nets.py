@@ -53,3 +53,18 @@ def fails() -> tuple[Any, ...]:
 
 def returns_a_module() -> nn.Module:
     return nn.Linear(2, 2)
+
+
+class RunningSum(nn.Module):
+    """A linear layer, and an operator that no kernel is written for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).cumsum(1)
+
+
+def running_sum() -> tuple[Any, ...]:
+    return RunningSum().eval(), (torch.randn(2, 16),)

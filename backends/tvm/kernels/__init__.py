@@ -13,8 +13,9 @@ from tvm import IRModule, tirx
 
 from graphopt.backends.tvm.kernels.concatenation import concatenation_kernel
 from graphopt.backends.tvm.kernels.convolution import convolution_kernel
+from graphopt.backends.tvm.kernels.coverage import GENERAL, Coverage
 from graphopt.backends.tvm.kernels.depthwise import depthwise_kernel
-from graphopt.backends.tvm.kernels.elementary import in_arithmetic
+from graphopt.backends.tvm.kernels.elementary import in_arithmetic, in_library
 from graphopt.backends.tvm.kernels.fused import Fused, read_fused
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import product_kernel
@@ -34,26 +35,34 @@ RULES: tuple[Callable[[Fused, Machine], Any | None], ...] = (
 )
 
 
-def scheduled(module: IRModule, machine: Machine) -> IRModule:
-    """Write or schedule every function of a module for parallel vector code."""
-    functions = {
-        name: _scheduled(function, machine) if isinstance(function, tirx.PrimFunc) else function
-        for name, function in module.functions.items()
-    }
-    return tirx.transform.ConvertSSA()(IRModule(functions, module.attrs))
+def scheduled(module: IRModule, machine: Machine) -> tuple[IRModule, Coverage]:
+    """Write or schedule every function of a module for parallel vector code, and tell what wrote each."""
+    functions, taken = dict(module.functions), {}
+    for place, function in functions.items():
+        if isinstance(function, tirx.PrimFunc):
+            taken[place.name_hint], functions[place] = _scheduled(function, machine)
+    return tirx.transform.ConvertSSA()(IRModule(functions, module.attrs)), Coverage.of(taken)
 
 
-def _scheduled(function: tirx.PrimFunc, machine: Machine) -> tirx.PrimFunc:
+def _scheduled(function: tirx.PrimFunc, machine: Machine) -> tuple[str, tirx.PrimFunc]:
+    """The name of the rule that took a function, and what it made of it."""
     if holds_bfloat16(function.body):
-        return schedule_function(function)  # TVM has no vectors of bfloat16, and loses it in longer expressions
+        # TVM has no vectors of bfloat16, and loses it in longer expressions.
+        return GENERAL, schedule_function(function)
     fused = read_fused(function)
     if fused is not None:
         for rule in RULES:
             kernel = rule(fused, machine)
             if kernel is not None:
-                return _in_arithmetic(kernel)
-    return _in_arithmetic(schedule_function(function, [f"{name}:float32" for name in ELEMENTARY]))
+                return _name(rule), _written_out(kernel, machine)
+    vector_calls = [] if machine.exact else [f"{name}:float32" for name in ELEMENTARY]
+    return GENERAL, _written_out(schedule_function(function, vector_calls), machine)
 
 
-def _in_arithmetic(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    return function.with_body(in_arithmetic(function.body))
+def _name(rule: Callable[..., Any]) -> str:
+    return rule.__name__.removesuffix("_kernel")
+
+
+def _written_out(function: tirx.PrimFunc, machine: Machine) -> tirx.PrimFunc:
+    """With exp, sigmoid, tanh and erf as this machine is to have them."""
+    return function.with_body((in_library if machine.exact else in_arithmetic)(function.body))

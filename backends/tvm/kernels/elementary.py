@@ -15,7 +15,7 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, tirx
 
-__all__ = ["erf", "exp", "in_arithmetic", "sigmoid", "tanh"]
+__all__ = ["erf", "exp", "in_arithmetic", "in_library", "sigmoid", "tanh"]
 
 _EXP = (1.000000001, 1.000000036, 0.4999999208, 0.1666642017, 0.04166822564, 0.008374815782, 0.001383684192)
 """exp(r) for |r| <= ln(2) / 2."""
@@ -121,3 +121,26 @@ def in_arithmetic(code: Any) -> Any:
         return formula(call.args[0]) if formula and str(call.ty.dtype) == "float32" else call
 
     return tvm_ffi.structural_map(code, (ir.Call, written_out), order="post")
+
+
+_LIBRARY = {"float32": "f", "float64": ""}
+"""Dtypes that the C library has these functions for, and how it ends their names."""
+
+
+def in_library(code: Any) -> Any:
+    """An expression or statement with these functions called from the C library.
+
+    What TVM makes of them by itself is not exact: tanh, from a difference of exponentials, has no right digit near 0.
+    """
+
+    def called(call: Any) -> Any:
+        name = getattr(call.op, "name", "")
+        if name not in _FORMULAS or str(call.ty.dtype) not in _LIBRARY:
+            return call
+        name, dtype, (x,) = name.removeprefix("tirx."), str(call.ty.dtype), call.args
+        if name == "sigmoid":
+            one = tirx.const(1, dtype)
+            return one / (one + tirx.call_pure_extern(dtype, f"exp{_LIBRARY[dtype]}", tirx.const(0, dtype) - x))
+        return tirx.call_pure_extern(dtype, f"{name}{_LIBRARY[dtype]}", x)
+
+    return tvm_ffi.structural_map(code, (ir.Call, called), order="post")

@@ -23,6 +23,7 @@ class Machine:
         registers: vector registers.
         l1, l2: cache sizes of one core, bytes.
         threads: threads that the code will run on.
+        exact: whether faster forms that round more are ruled out: Winograd's convolution, polynomials for exp.
     """
 
     lanes: int
@@ -30,9 +31,10 @@ class Machine:
     l1: int
     l2: int
     threads: int
+    exact: bool = False
 
     @classmethod
-    def of(cls, target: Target, threads: int) -> Machine:
+    def of(cls, target: Target, threads: int, *, exact: bool = False) -> Machine:
         lanes = max(_FEWEST_LANES, target.vector_bits // 32)
         registers = 16 if target.arch == "x86_64" and lanes < 16 else 32
-        return cls(lanes, registers, target.l1 or _USUAL_L1, target.l2 or _USUAL_L2, threads)
+        return cls(lanes, registers, target.l1 or _USUAL_L1, target.l2 or _USUAL_L2, threads, exact)

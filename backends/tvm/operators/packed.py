@@ -55,7 +55,7 @@ def packed_convolution(call: Call, x: Any, weight: Any, window: Window, groups: 
         matrix = precomputed(weight, lambda w: w[:, :, 0, 0])
         return Ordered(packed_linear(call, source, matrix), CHANNELS_LAST)
     if groups == 1 and window.kernel == (3, 3) and window.stride == window.dilation == (1, 1):
-        square = best_square(window, channels, outputs, call.machine)
+        square = 0 if call.machine.exact else best_square(window, channels, outputs, call.machine)
         if square:
             return _winograd(call, arranged(call, x, CHANNELS_LAST), weight, window, square)
     if groups > 1 and outputs // groups < lanes:
