@@ -9,7 +9,7 @@ from graphopt.backend import Artifact, is_torch
 from graphopt.backends.tvm.runtime import Machine, to_numpy, use_threads
 from graphopt.errors import UsageError
 from graphopt.signature import Signature
-from graphopt.target import Target
+from graphopt.target import Target, why_not_here
 
 if TYPE_CHECKING:
     from graphopt.backends.tvm.kernels.coverage import Coverage
@@ -77,5 +77,6 @@ class TvmArtifact(Artifact):
     def _foreign(self) -> Exception:
         return UsageError(
             f"this artifact is code for {self.target.arch} {self.target.cpu}, which this machine cannot run",
-            todo="save it and run it there",
+            why=why_not_here(self.target),
+            todo="save it and run it there, or build the model for this machine: --target cpu",
         )

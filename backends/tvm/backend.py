@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from graphopt import cpus
 from graphopt.backend import Artifact, Backend, Unsupported, refuse
 from graphopt.backends.tvm.artifact import TvmArtifact
 from graphopt.errors import UnsupportedError
-from graphopt.target import Target, this_machine
+from graphopt.target import Target, this_machine, why_not_here
 
 if TYPE_CHECKING:
     from graphopt.backends.tvm.importer import Imported
@@ -48,7 +49,7 @@ class TvmBackend(Backend):
         from graphopt.backends.tvm.lower import build
 
         built = build(imported.module, compiled_for, machine)
-        module = built.executable.jit() if _runs_here(target) else None
+        module = built.executable.jit() if why_not_here(target) is None else None
         return TvmArtifact(model.signature, target, count, module, built.weights, built, exact_float=exact_float)
 
     @classmethod
@@ -77,11 +78,13 @@ def tvm_target(target: Target) -> Any:
         )
     from tvm import target as targets
 
+    more = set(target.features) - cpus.features_of(target.arch, target.cpu)
     return targets.Target(
-        {"kind": "llvm", "mtriple": _LLVM_TRIPLES[target.arch], "mcpu": target.cpu, "num-cores": target.cores}
+        {
+            "kind": "llvm",
+            "mtriple": _LLVM_TRIPLES[target.arch],
+            "mcpu": target.cpu,
+            "mattr": [f"+{name}" for name in cpus.llvm_names(target.arch, more)],
+            "num-cores": target.cores,
+        }
     )
-
-
-def _runs_here(target: Target) -> bool:
-    here = this_machine()
-    return target.arch == here.arch and set(target.features) <= set(here.features)

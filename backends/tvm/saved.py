@@ -23,7 +23,7 @@ from graphopt.backends.tvm.runtime import ffi
 from graphopt.errors import GraphoptError, LoadError, UsageError
 from graphopt.files import write_whole
 from graphopt.signature import Signature
-from graphopt.target import Target
+from graphopt.target import Target, why_not_here
 
 __all__ = ["SCHEMA", "load", "load_from", "save"]
 
@@ -94,6 +94,13 @@ def load_from(folder: Path, manifest: Mapping[str, Any]) -> TvmArtifact:
         raise LoadError(f"the manifest of '{folder}' is damaged", why=f"{type(error).__name__}: {error}") from error
     for name in (_CODE, _WEIGHTS):
         _check(folder / name, digests.get(name))
+    foreign = why_not_here(target)
+    if foreign is not None:
+        raise LoadError(
+            f"'{folder}' is code for {target.arch} {target.cpu}, which this machine cannot run",
+            why=foreign,
+            todo="run it on such a machine, or build the model for this one: --target cpu",
+        )
     weights = _map_weights(folder / _WEIGHTS, rows)
     try:
         module = ffi().load_module(str(folder / _CODE))

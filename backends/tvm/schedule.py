@@ -14,7 +14,7 @@ from typing import Any
 import tvm_ffi
 from tvm import IRModule, ir, s_tir, tirx
 
-__all__ = ["ELEMENTARY", "holds_bfloat16", "schedule_function"]
+__all__ = ["ELEMENTARY", "holds_bfloat16", "inline", "schedule_function", "vectorizable"]
 
 _LANES = 8
 _ACCUMULATORS = 12
@@ -37,7 +37,7 @@ def schedule_function(function: tirx.PrimFunc, vector_calls: Collection[str] = (
     if not isinstance(body, s_tir.SBlockRealize) or body.block.name_hint != "root":
         return function  # written by hand, such as a scan or a scatter
     schedule = s_tir.Schedule(IRModule({"main": function}))
-    _inline(schedule)
+    inline(schedule)
     for block in _blocks(schedule):
         trial = schedule.copy()
         try:
@@ -52,7 +52,7 @@ def _blocks(schedule: s_tir.Schedule) -> list[Any]:
     return list(schedule.get_child_blocks(schedule.get_sblock("root")))
 
 
-def _inline(schedule: s_tir.Schedule) -> None:
+def inline(schedule: s_tir.Schedule) -> None:
     """Inline element-wise blocks into their consumers, but not into products, which would compute them many times."""
     for block in _blocks(schedule):
         consumers = schedule.get_consumers(block)
@@ -141,7 +141,7 @@ def _tile(schedule: s_tir.Schedule, product: Any, vector_calls: Collection[str])
     spatial, reduction = loops[:rank], loops[rank:]
     schedule.reorder(*reduction, *spatial)
     _unroll_tile(schedule, spatial)
-    if _vectorizable(schedule.get(last), vector_calls):
+    if vectorizable(schedule.get(last), vector_calls):
         _unroll_tile(schedule, inner)
     init = schedule.decompose_reduction(product, reduction[0])
     _unroll_tile(schedule, schedule.get_loops(init)[1:])
@@ -168,7 +168,7 @@ def _parallel(schedule: s_tir.Schedule, block: Any, vector_calls: Collection[str
     width = _vector_width(_extent(schedule, spatial[-1]), _WIDEST)
     outer, column = schedule.split(spatial[-1], [None, width])
     schedule.parallel(schedule.fuse(*spatial[:-1], outer))
-    if width > 1 and _vectorizable(schedule.get(block), vector_calls):
+    if width > 1 and vectorizable(schedule.get(block), vector_calls):
         schedule.vectorize(column)
 
 
@@ -182,7 +182,7 @@ def _loops_of_kind(schedule: s_tir.Schedule, block: Any, kind: int) -> list[Any]
 _VECTOR_CALLS = {"fabs", "floor", "ceil", "trunc", "nearbyint", "sqrt", "if_then_else", "log", "likely"}
 
 
-def _vectorizable(block: Any, vector_calls: Collection[str]) -> bool:
+def vectorizable(block: Any, vector_calls: Collection[str]) -> bool:
     """Whether there is a vector form of every function that a block calls; TVM has no vectors of bfloat16."""
     if holds_bfloat16(block.body):
         return False

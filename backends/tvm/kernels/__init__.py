@@ -11,13 +11,17 @@ from typing import Any
 
 from tvm import IRModule, tirx
 
+from graphopt.backends.tvm.kernels.attention import attention_kernel
 from graphopt.backends.tvm.kernels.concatenation import concatenation_kernel
 from graphopt.backends.tvm.kernels.convolution import convolution_kernel
 from graphopt.backends.tvm.kernels.coverage import GENERAL, Coverage
 from graphopt.backends.tvm.kernels.depthwise import depthwise_kernel
 from graphopt.backends.tvm.kernels.elementary import in_arithmetic, in_library
+from graphopt.backends.tvm.kernels.elementwise import elementwise_kernel
 from graphopt.backends.tvm.kernels.fused import Fused, read_fused
 from graphopt.backends.tvm.kernels.machine import Machine
+from graphopt.backends.tvm.kernels.matmul import matmul_kernel
+from graphopt.backends.tvm.kernels.normalization import normalization_kernel
 from graphopt.backends.tvm.kernels.product import product_kernel
 from graphopt.backends.tvm.kernels.reduction import reduction_kernel
 from graphopt.backends.tvm.kernels.winograd import winograd_kernel
@@ -32,6 +36,9 @@ RULES: tuple[Callable[[Fused, Machine], Any | None], ...] = (
     depthwise_kernel,
     reduction_kernel,
     concatenation_kernel,
+    normalization_kernel,
+    attention_kernel,
+    matmul_kernel,
 )
 
 
@@ -56,6 +63,9 @@ def _scheduled(function: tirx.PrimFunc, machine: Machine) -> tuple[str, tirx.Pri
             if kernel is not None:
                 return _name(rule), _written_out(kernel, machine)
     vector_calls = [] if machine.exact else [f"{name}:float32" for name in ELEMENTARY]
+    kernel = elementwise_kernel(function, machine, vector_calls)
+    if kernel is not None:
+        return _name(elementwise_kernel), _written_out(kernel, machine)
     return GENERAL, _written_out(schedule_function(function, vector_calls), machine)
 
 

@@ -85,9 +85,9 @@ class Code:
         self.add(tirx.AllocBuffer(buffer, {"disable_lower_builtin": tirx.IntImm("int32", 1)}))
         return buffer
 
-    def scratch(self, name: str, shape: Sequence[int], dtype: str = "float32") -> Expr:
+    def scratch(self, name: str, shape: Sequence[int | Expr], dtype: str = "float32") -> Expr:
         """A buffer from the thread's pool of work space."""
-        buffer = tirx.decl_buffer(tuple(tirx.const(size, "int64") for size in shape), dtype, name)
+        buffer = tirx.decl_buffer(tuple(index(size) for size in shape), dtype, name)
         self.add(tirx.AllocBuffer(buffer))
         return buffer
 

@@ -1,4 +1,7 @@
-"""Reading a fused function: one anchor block that a kernel replaces, and the element-wise blocks that follow it."""
+"""Reading a fused function: an anchor block that a kernel replaces, and the element-wise blocks that follow it.
+
+Blocks before the anchor (the sums that a normalisation needs, say) belong to it: the kernel replaces them as well.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +47,16 @@ class Fused:
     Attributes:
         function: the function as the compiler fused it.
         anchor: the anchor block.
+        before: the blocks before it, which the kernel replaces as well.
         notes: annotations of the anchor, without the common prefix.
-        reads: parameters that the anchor reads, in the order of its operands.
+        reads: parameters that the anchor and the blocks before it read, in the order of their operands.
         result: the buffer that the anchor writes.
         epilogue: what follows.
     """
 
     function: Any
     anchor: Any
+    before: tuple[Any, ...]
     notes: Mapping[str, Any]
     reads: tuple[Any, ...]
     result: Any
@@ -73,21 +78,21 @@ def read_fused(function: Any) -> Fused | None:
     if len(anchors) != 1:
         return None
     (anchor,) = anchors
-    if not blocks[0].same_as(anchor):
-        return None
+    place = next(i for i, block in enumerate(blocks) if block.same_as(anchor))
     notes = {str(k).removeprefix("graphopt."): v for k, v in anchor.annotations.items()}
     result = anchor.writes[0].source
     output = function.params[-1]
-    epilogue = _epilogue(blocks[1:], result, output)
+    epilogue = _epilogue(blocks[place + 1 :], result, output)
     if epilogue is None:
         return None
     params = list(function.params)
-    reads = [r.source for r in anchor.reads if _position(params, r.source) is not None]
+    read = [r.source for block in blocks[: place + 1] for r in block.reads]
     unique: list[Any] = []
-    for buffer in reads:
-        if _position(unique, buffer) is None and not buffer.same_as(output):
+    for buffer in read:
+        known = _position(params, buffer) is not None and _position(unique, buffer) is None
+        if known and not buffer.same_as(output):
             unique.append(buffer)
-    return Fused(function, anchor, notes, tuple(unique), result, epilogue)
+    return Fused(function, anchor, tuple(blocks[:place]), notes, tuple(unique), result, epilogue)
 
 
 def _blocks(statement: Any) -> list[Any]:
@@ -105,8 +110,8 @@ def _epilogue(blocks: Sequence[Any], source: Any, output: Any) -> Epilogue | Non
         axes = tuple(axis.var for axis in block.iter_vars)
         if not isinstance(store, tirx.BufferStore) or not _same_places(store.indices, axes):
             return None
-        if not _reads_in_place(store.value, known, axes):
-            return None
+        if not _same_shape(store.buffer, source) or not _reads_in_place(store.value, known, axes):
+            return None  # a result that is repeated along an axis has more elements than the kernel computes
         steps.append((store.buffer, store.value, axes))
         known.append(store.buffer)
         sizes.append(_written_out(store.value, known, sizes))
@@ -134,6 +139,10 @@ def _written_out(value: Any, known: list[Any], sizes: list[int]) -> int:
 def _same_places(indices: Sequence[Any], axes: Sequence[Any]) -> bool:
     """Whether indices are the axes themselves; an axis of one element may be indexed by zero."""
     return len(indices) == len(axes) and all(i.same_as(a) for i, a in zip(indices, axes, strict=True))
+
+
+def _same_shape(a: Any, b: Any) -> bool:
+    return len(a.shape) == len(b.shape) and all(map(tvm_ffi.structural_equal, a.shape, b.shape))
 
 
 def _reads_in_place(value: Any, known: list[Any], axes: Sequence[Any]) -> bool:

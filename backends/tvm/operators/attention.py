@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import tvm_ffi
 from tvm import relax, te, tirx
 
+from graphopt.backends.tvm.kernels.attention import attention as fused_attention
+from graphopt.backends.tvm.kernels.normalization import softmax as row_softmax
+from graphopt.backends.tvm.layout import Ordered, ordered, plain, settled
 from graphopt.backends.tvm.operators.extreme import largest_over, lowest
 from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_of, normal_axis, shape_of, wide
 
@@ -15,24 +20,47 @@ aten = torch.ops.aten
 op = relax.op
 
 
-@converts(aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
-def softmax(call: Call, self: Any, dim: int, dtype: Any = None, half_to_float: bool = False) -> Any:
+@converts(aten._safe_softmax.default)
+def safe_softmax(call: Call, self: Any, dim: int, dtype: Any = None) -> Any:
+    """Zero where every element of a row is -inf."""
     if not shape_of(self):
         return op.ones_like(call.cast(self, wide(call.dtype)))
-    result = call.emit(op.nn.softmax(call.cast(self, wide(call.dtype)), dim))
-    return _zero_where_all_masked(call, result, self, dim) if "safe" in str(call.node.target) else result
+    return _zero_where_all_masked(call, call.emit(op.nn.softmax(call.cast(self, wide(call.dtype)), dim)), self, dim)
 
 
-@converts(aten.log_softmax.int, aten._log_softmax.default)
+@converts(aten.softmax.int, aten._softmax.default, layout="any")
+def softmax(call: Call, self: Any, dim: int, dtype: Any = None, half_to_float: bool = False) -> Any:
+    rows = _rows_kernel(call, self, dim, log=False)
+    if rows is not None:
+        return rows
+    x = call.cast(plain(call, self), wide(call.dtype))
+    return op.nn.softmax(x, dim) if shape_of(x) else op.ones_like(x)
+
+
+def _rows_kernel(call: Call, x: Any, dim: int, *, log: bool) -> Any | None:
+    """Softmax along the axis that is the last one in memory; None where it is another, or not in float32."""
+    known = ordered(x)
+    if not known.order or known.place(dim) != len(known.order) - 1 or wide(call.dtype) != "float32":
+        return None
+    if 0 in known.shape:
+        return None
+    value = call.cast(known.value, "float32")
+    return Ordered(call.compute(lambda t: row_softmax(t, log=log), value, name="softmax", anchor=True), known.order)
+
+
+@converts(aten.log_softmax.int, aten._log_softmax.default, layout="any")
 def log_softmax(call: Call, self: Any, dim: int, dtype: Any = None, half_to_float: bool = False) -> Any:
     """x - max - log(sum(exp(x - max)))."""
-    x = call.cast(self, wide(call.dtype))
+    rows = _rows_kernel(call, self, dim, log=True)
+    if rows is not None:
+        return rows
+    x = call.cast(plain(call, self), wide(call.dtype))
     shifted = call.emit(op.subtract(x, largest_over(call, x, [normal_axis(dim, len(shape_of(x)))])))
     total = call.emit(op.sum(call.emit(op.exp(shifted)), dim, keepdims=True))
     return op.subtract(shifted, call.emit(op.log(total)))
 
 
-@converts(aten.scaled_dot_product_attention.default)
+@converts(aten.scaled_dot_product_attention.default, layout="any")
 def attention(
     call: Call,
     query: Any,
@@ -50,15 +78,68 @@ def attention(
     """
     if dropout_p:
         raise Refused("attention with dropout is random; call model.eval() first")
-    dtype = wide(call.dtype)
-    q, k, v = (call.cast(x, dtype) for x in (query, key, value))
-    if enable_gqa:
-        k, v = (_repeat_heads(call, x, shape_of(q)[-3]) for x in (k, v))
-    width = shape_of(q)[-1]
+    width = ordered(query).shape[-1]
     if scale is None:
         if not isinstance(width, int):
             raise Refused("attention over heads of dynamic width")
         scale = 1 / math.sqrt(width)
+    if _has_kernel(call, query, key, value, enable_gqa):
+        return _with_kernel(call, query, key, value, attn_mask, scale, is_causal)
+    tensors = [plain(call, x) for x in (query, key, value)]
+    mask = plain(call, attn_mask)
+    return _in_steps(call, tensors, mask, scale, is_causal, enable_gqa)
+
+
+def _has_kernel(call: Call, query: Any, key: Any, value: Any, grouped: bool) -> bool:
+    """Whether the leading axes agree (but for the heads of grouped queries) and everything is in float32."""
+    (*q, length, width), (*k, keys, _), (*v, _, depth) = (ordered(x).shape for x in (query, key, value))
+    if any(ordered(x).dtype != "float32" for x in (query, key, value)) or call.dtype != "float32":
+        return False
+    if not (isinstance(width, int) and isinstance(depth, int) and width) or 0 in (length, keys, *q):
+        return False
+    if grouped and q:
+        if not (isinstance(q[-1], int) and isinstance(k[-1], int) and k[-1] == v[-1]):
+            return False
+        q, k, v = q[:-1], k[:-1], v[:-1]
+    return len(q) == len(k) == len(v) and all(
+        _same_size(a, b) for other in (k, v) for a, b in zip(q, other, strict=True)
+    )
+
+
+def _same_size(a: Any, b: Any) -> bool:
+    if isinstance(a, int) or isinstance(b, int):
+        return isinstance(a, int) and isinstance(b, int) and a == b
+    return bool(tvm_ffi.structural_equal(a, b))
+
+
+def _with_kernel(
+    call: Call, query: Any, key: Any, value: Any, mask: Any, scale: float, causal: bool
+) -> Any:
+    rank = len(call.meta.shape)
+    order = (*range(rank - 3), rank - 2, rank - 3, rank - 1) if rank > 2 else tuple(range(rank))
+    known = [ordered(x) for x in (query, key, value)]
+    if known[2].order[-1] != rank - 1:
+        known[2] = ordered(plain(call, value))
+    if mask is not None:
+        known.append(ordered(mask))
+
+    def compute(*tensors: te.Tensor) -> te.Tensor:
+        q, k, v, *masks = ((t, x.order) for t, x in zip(tensors, known, strict=True))
+        return fused_attention(
+            q, k, v, masks[0] if masks else None, scale, causal=causal, order="".join(map(str, order))
+        )
+
+    values = [x.value for x in known]
+    return settled(Ordered(call.compute(compute, *values, name="attention", anchor=True), order))
+
+
+def _in_steps(
+    call: Call, tensors: Sequence[Any], attn_mask: Any, scale: float, is_causal: bool, enable_gqa: bool
+) -> Any:
+    dtype = wide(call.dtype)
+    q, k, v = (call.cast(x, dtype) for x in tensors)
+    if enable_gqa:
+        k, v = (_repeat_heads(call, x, shape_of(q)[-3]) for x in (k, v))
     rank = len(shape_of(k))
     turned = call.emit(op.permute_dims(k, [*range(rank - 2), rank - 1, rank - 2]))
     scores = call.emit(op.matmul(call.emit(op.multiply(q, relax.const(scale, dtype))), turned))

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from tvm import ir, relax
 
+from graphopt.backends.tvm.kernels.matmul import matmul as fused_matmul
+from graphopt.backends.tvm.layout import ordered, plain
 from graphopt.backends.tvm.operators.packed import packed_linear, packs
 from graphopt.backends.tvm.registry import Call, converts, precomputed, shape_of, wide
 
@@ -36,21 +38,38 @@ def linear(call: Call, input: Any, weight: Any, bias: Any = None) -> Any:
     return call.reshape(result, call.shape)
 
 
-@converts(aten.matmul.default, aten.mm.default, aten.bmm.default)
+@converts(aten.matmul.default, aten.mm.default, aten.bmm.default, layout="any")
 def matmul(call: Call, self: Any, other: Any = None, mat2: Any = None) -> Any:
+    return _product(call, self, other if mat2 is None else mat2)
+
+
+def _product(call: Call, left: Any, right: Any) -> Any:
+    """left [..., M, K] times right [..., K, N]. Constant right operands are packed, turned ones read as they lie."""
     dtype = wide(call.dtype)
-    right = other if mat2 is None else mat2
-    return op.matmul(call.cast(self, dtype), call.cast(right, dtype))
+    if isinstance(right, ir.GenericConst) and len(shape_of(right)) == 2 and len(ordered(left).shape) >= 2:
+        turned = _turned(call, call.cast(right, dtype))
+        source = plain(call, left)
+        if packs(call, turned, source):
+            return packed_linear(call, source, turned)
+    a, b = ordered(left), ordered(right)
+    both = len(a.shape) >= 2 and len(b.shape) >= 2 and a.dtype == b.dtype == dtype == "float32"
+    if both and 0 not in (*a.shape, *b.shape):
+        lead = call.sizes(call.meta)[:-2] if isinstance(call.meta, torch.Tensor) else []
+        result = call.compute(
+            lambda x, y: fused_matmul(x, a.order, y, b.order, lead), a.value, b.value, name="matmul", anchor=True
+        )
+        return result
+    return op.matmul(call.cast(plain(call, left), dtype), call.cast(plain(call, right), dtype))
 
 
 @converts(aten.mv.default)
 def mv(call: Call, self: Any, vec: Any) -> Any:
-    return matmul(call, self, vec)
+    return _product(call, self, vec)
 
 
 @converts(aten.dot.default)
 def dot(call: Call, self: Any, tensor: Any) -> Any:
-    return matmul(call, self, tensor)
+    return _product(call, self, tensor)
 
 
 def _turned(call: Call, matrix: Any) -> Any:
@@ -62,7 +81,7 @@ def _turned(call: Call, matrix: Any) -> Any:
 
 def _plus_product(call: Call, addend: Any, left: Any, right: Any, beta: Any, alpha: Any) -> Any:
     dtype = wide(call.dtype)
-    product = call.emit(op.matmul(call.cast(left, dtype), call.cast(right, dtype)))
+    product = call.emit(_product(call, left, right))
     if alpha != 1:
         product = call.emit(op.multiply(product, relax.const(alpha, dtype)))
     if beta == 0:

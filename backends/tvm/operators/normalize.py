@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils import dlpack
 from tvm import ir, relax
 
+from graphopt.backends.tvm.kernels.normalization import standardized
 from graphopt.backends.tvm.layout import Ordered, ordered
 from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, wide
 
@@ -56,10 +58,8 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Any:
-    rank = len(shape_of(input))
-    axes = list(range(rank - len(normalized_shape), rank))
-    x = standardize(call, call.cast(input, wide(call.dtype)), axes, eps)
-    return _affine(call, x, weight, bias, shape_of(input)[axes[0] :])
+    x = _standardized(call, call.cast(input, wide(call.dtype)), len(normalized_shape), eps, centred=True)
+    return _affine(call, x, weight, bias, shape_of(input)[-len(normalized_shape) :])
 
 
 @converts(aten.rms_norm.default)
@@ -67,14 +67,24 @@ def rms_norm(
     call: Call, input: Any, normalized_shape: Sequence[Any], weight: Any = None, eps: float | None = None
 ) -> Any:
     """x / sqrt(mean(x^2) + eps) * weight; without eps, the machine epsilon of the input's dtype."""
-    dtype = wide(call.dtype)
-    x = call.cast(input, dtype)
-    rank = len(shape_of(x))
-    axes = list(range(rank - len(normalized_shape), rank))
     epsilon = torch.finfo(call.meta.dtype).eps if eps is None else eps
-    power = mean_of(call, call.emit(op.multiply(x, x)), axes)
-    scale = call.emit(op.rsqrt(call.emit(op.add(power, relax.const(epsilon, dtype)))))
-    return _affine(call, call.emit(op.multiply(x, scale)), weight, None, shape_of(x)[axes[0] :])
+    x = _standardized(call, call.cast(input, wide(call.dtype)), len(normalized_shape), epsilon, centred=False)
+    return _affine(call, x, weight, None, shape_of(input)[-len(normalized_shape) :])
+
+
+def _standardized(call: Call, x: Any, count: int, eps: float, *, centred: bool) -> Any:
+    """Centred (or not) and scaled over the last `count` axes; there is a kernel for float32."""
+    shape = shape_of(x)
+    axes = list(range(len(shape) - count, len(shape)))
+    if str(x.ty.dtype) != "float32" or not all(isinstance(size, int) and size > 0 for size in shape[-count:]):
+        if centred:
+            return standardize(call, x, axes, eps)
+        power = mean_of(call, call.emit(op.multiply(x, x)), axes)
+        scale = call.emit(op.rsqrt(call.emit(op.add(power, relax.const(eps, str(x.ty.dtype))))))
+        return call.emit(op.multiply(x, scale))
+    rows = call.reshape(x, [*shape[:-count], math.prod(shape[-count:])]) if count > 1 else x
+    result = call.compute(lambda t: standardized(t, eps, centred=centred), rows, name="standardized", anchor=True)
+    return call.reshape(result, shape) if count > 1 else result
 
 
 @converts(aten.group_norm.default)
