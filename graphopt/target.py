@@ -5,25 +5,24 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from graphopt import cpus
 from graphopt.errors import UsageError
 from graphopt.names import nearest
 
-__all__ = ["Kind", "Target"]
+__all__ = ["Kind", "Target", "this_machine", "why_not_here"]
 
 Kind = Literal["cpu", "arm64", "cuda"]
 
-_LEVELS = (
-    ("x86-64-v4", ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")),
-    ("x86-64-v3", ("avx2", "fma", "bmi1", "bmi2", "f16c")),
-    ("x86-64-v2", ("sse4_2", "popcnt", "ssse3")),
-)
-"""Levels of the x86-64 psABI with the flags, as the kernel spells them, that tell each from the one below."""
+_LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2")
+"""Levels of the x86-64 psABI, the richest first."""
+
+_ARCHS = {"cpu": "x86_64", "arm64": "aarch64"}
 
 _VECTOR_FLAGS = (("avx512f", 512), ("avx2", 256), ("avx", 256))
 
@@ -36,7 +35,8 @@ class Target:
         kind: `cpu` (x86-64), `arm64` or `cuda`.
         arch: `x86_64`, `aarch64`, or the GPU's architecture such as `sm_90`.
         cpu: the processor as LLVM names it; empty for a GPU.
-        features: instruction-set extensions worth knowing, sorted, spelled as the kernel spells them.
+        features: instruction-set extensions worth knowing, sorted, spelled as the kernel spells them. Code may use them
+            and those that the processor has in any case (`needs`).
         cores: threads to use unless the caller says otherwise.
         vector_bits: width of a vector register.
         l1, l2, l3: bytes of cache, the first two per core; 0 when there is none or it is unknown.
@@ -51,6 +51,16 @@ class Target:
     l1: int
     l2: int
     l3: int
+
+    def __post_init__(self) -> None:
+        problems = _misnamed(self.kind, self.arch, self.cpu, self.features)
+        if problems:
+            raise UsageError(f"not a target: {'; '.join(problems)}", todo=_WHERE_FIELDS_ARE)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Every extension that the code for this target may use."""
+        return cpus.features_of(self.arch, self.cpu) | frozenset(self.features)
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -72,7 +82,7 @@ class Target:
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"the target file '{text}' cannot be read", why=str(error)) from error
             return cls.from_json(_parsed(content, f"the target file '{text}'"))
-        raise UsageError(f"there is no target '{text}'", todo=nearest(text, ["cpu", *presets]))
+        raise UsageError(f"there is no target '{text}'", todo=_advice(text))
 
     @staticmethod
     def names() -> list[str]:
@@ -87,7 +97,8 @@ class Target:
         """Inverse of `to_json`.
 
         Raises:
-            UsageError: naming every field that is missing, unknown or of a wrong type.
+            UsageError: naming every field that is missing, unknown or of a wrong type, and a processor and features
+                that do not exist, with the nearest that do.
         """
         if not isinstance(data, Mapping):  # JSON text may hold anything
             raise UsageError("a target is an object of fields", todo=f"the fields are {', '.join(_FIELDS)}")
@@ -96,12 +107,24 @@ class Target:
         problems += [
             f"wrong '{name}': {data[name]!r}" for name in _FIELDS if name in data and not _fits(name, data[name])
         ]
+        names = ("kind", "arch", "cpu", "features")
+        if all(name in data and _fits(name, data[name]) for name in names):
+            problems += _misnamed(*(data[name] for name in names))
         if problems:
-            raise UsageError(f"not a target: {'; '.join(problems)}", todo=f"the fields are {', '.join(_FIELDS)}")
-        return cls(**{**data, "features": tuple(data["features"])})
+            raise UsageError(f"not a target: {'; '.join(problems)}", todo=_WHERE_FIELDS_ARE)
+        return cls(**{**data, "features": cpus.canonical(data["arch"], data["features"])})
 
 
 _FIELDS = tuple(field.name for field in fields(Target))
+_WHERE_FIELDS_ARE = f"the fields are {', '.join(_FIELDS)}; `graphopt targets --json` shows those of every preset"
+
+
+def _misnamed(kind: str, arch: str, cpu: str, features: Iterable[str]) -> list[str]:
+    """What is wrong with the names in a target."""
+    right = _ARCHS.get(kind)
+    if right is not None and arch != right:
+        return [f"wrong 'arch' of kind {kind}: '{arch}', it is {right}"]
+    return cpus.unknown(arch, cpu, features)
 
 
 def _fits(name: str, value: Any) -> bool:
@@ -121,6 +144,14 @@ def _parsed(text: str, what: str) -> Any:
         raise UsageError(f"{what} is not JSON", why=str(error)) from error
 
 
+def _advice(text: str) -> str:
+    """What to do about a name that is no preset."""
+    archs = [arch for arch in _ARCHS.values() if not cpus.unknown(arch, text, ())]
+    if archs:
+        return f"it is a CPU of {archs[0]}: write a JSON file with it as 'cpu'; {_WHERE_FIELDS_ARE}"
+    return nearest(text, ["cpu", *_presets()])
+
+
 @cache
 def _presets() -> dict[str, Any]:
     presets: dict[str, Any] = json.loads((Path(__file__).parent / "targets.json").read_text(encoding="utf-8"))
@@ -133,12 +164,13 @@ def this_machine() -> Target:
     arm = platform.machine().lower() in ("aarch64", "arm64")
     plain = Target.from_json(_presets()["arm64" if arm else "x86-64"])
     flags = _cpu_flags()
+    richest = (level for level in _LEVELS if flags >= cpus.features_of(plain.arch, level))
     caches = _cache_sizes()
     return Target(
         kind=plain.kind,
         arch=plain.arch,
-        cpu=plain.cpu if arm else next((level for level, needs in _LEVELS if flags.issuperset(needs)), plain.cpu),
-        features=tuple(sorted(flags & _KNOWN_FEATURES)) or plain.features,
+        cpu=plain.cpu if arm else next(richest, plain.cpu),
+        features=tuple(sorted(flags & cpus.known_features(plain.arch))) or plain.features,
         cores=_usable_cores(),
         vector_bits=plain.vector_bits if arm else next((b for flag, b in _VECTOR_FLAGS if flag in flags), 128),
         l1=caches.get(1, plain.l1),
@@ -147,11 +179,14 @@ def this_machine() -> Target:
     )
 
 
-_KNOWN_FEATURES = {
-    *("sse2", "sse4_2", "avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"),
-    *("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
-    *("asimd", "asimddp", "asimdhp", "fphp", "i8mm", "bf16", "sve", "sve2"),
-}
+def why_not_here(target: Target) -> str | None:
+    """Why code for a target does not run on this machine; None when it does."""
+    here = this_machine()
+    name = f"this machine is {here.arch} {here.cpu} ({cpus.processor()})"
+    if target.arch != here.arch:
+        return name
+    missing = sorted(target.needs - here.needs)
+    return f"it may use {', '.join(missing)}; {name}, which has none of these" if missing else None
 
 
 def _usable_cores() -> int:

@@ -22,7 +22,7 @@ FOLDERS = {
 # Each room of the core and the rooms it may import; `frontends`, `passes`, `backends` and `tools` come on top.
 LAYERS = [
     {"errors", "names"},
-    {"target", "files", "signature", "tree", "ops"},
+    {"target", "cpus", "files", "signature", "tree", "ops"},
     {"fake"},
     {"params"},
     {"model", "printer"},
@@ -120,7 +120,7 @@ def test_wheel_holds_every_module(tmp_path: Path) -> None:
         for name, path in modules().items()
     }
     assert expected <= names, expected - names
-    assert {"graphopt/py.typed", "graphopt/targets.json"} <= names
+    assert {"graphopt/py.typed", "graphopt/targets.json", "graphopt/cpus.json"} <= names
     assert not {name.split("/")[0] for name in names if not name.startswith("graphopt")}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from graphopt.cpus import processor
 from graphopt.target import Target
 
 __all__ = ["machine", "versions"]
@@ -16,7 +16,7 @@ __all__ = ["machine", "versions"]
 def machine() -> dict[str, Any]:
     """The processor by its own name, the system, and what `--target cpu` stands for here."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "system": f"{platform.system()} {platform.machine()}",
         "target": Target.parse("cpu").to_json(),
     }
@@ -31,12 +31,3 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _processor(path: str = "/proc/cpuinfo") -> str:
-    try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

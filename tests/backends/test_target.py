@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from graphopt import cpus
 from graphopt import target as module
 from graphopt.errors import UsageError
 from graphopt.target import Target
@@ -76,3 +78,84 @@ def test_caches_are_read_as_the_system_writes_them(tmp_path: Path) -> None:
         for name, value in {"level": level, "type": kind, "size": size}.items():
             (folder / name).write_text(f"{value}\n")
     assert module._cache_sizes(str(tmp_path)) == {1: 32 << 10, 3: 32 << 20}
+
+
+def changed(name: str, **changes: object) -> Target:
+    """A preset with other fields, as a JSON file would give it."""
+    return Target.from_json(Target.parse(name).to_json() | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "texts"),
+    [
+        ("x86-64-v3", {"cpu": "skylake-avx51"}, ("unknown CPU 'skylake-avx51' of x86_64", "skylake-avx512")),
+        ("x86-64-v3", {"features": ["avx2", "avx512vni"]}, ("unknown feature 'avx512vni'", "avx512vnni")),
+        ("x86-64-v3", {"cpu": "cortex-a72"}, ("unknown CPU 'cortex-a72' of x86_64",)),
+        ("cortex-a72", {"cpu": "cortex-a7b"}, ("unknown CPU 'cortex-a7b' of aarch64", "cortex-a76")),
+        ("cortex-a72", {"features": ["asimdp"]}, ("unknown feature 'asimdp' of aarch64", "asimddp")),
+        ("cortex-a72", {"arch": "arm64"}, ("wrong 'arch' of kind arm64: 'arm64', it is aarch64",)),
+        ("x86-64", {"cpu": "i686"}, ("unknown CPU 'i686'",)),
+        ("x86-64", {"cpu": "zen3", "features": ["sse9"], "cores": 0}, ("'zen3'", "'sse9'", "wrong 'cores'")),
+    ],
+)
+def test_names_that_do_not_exist_are_refused_with_the_nearest(
+    name: str, changes: dict[str, object], texts: tuple[str, ...]
+) -> None:
+    with pytest.raises(UsageError) as error:
+        changed(name, **changes)
+    assert all(text in str(error.value) for text in texts), error.value
+
+
+def test_a_target_made_in_python_is_checked_too() -> None:
+    with pytest.raises(UsageError, match="unknown CPU 'skylakex'"):
+        replace(Target.parse("x86-64-v4"), cpu="skylakex")
+
+
+def test_the_name_of_a_cpu_is_no_target_but_leads_to_one() -> None:
+    with pytest.raises(UsageError, match="no target 'znver3'") as error:
+        Target.parse("znver3")
+    assert "a CPU of x86_64: write a JSON file" in str(error.value)
+    assert "avx2" in changed("x86-64", cpu="znver3").needs
+
+
+def test_features_in_the_spelling_of_llvm_are_translated() -> None:
+    assert changed("x86-64", features=["sse4.2", "bmi", "avx2", "avx2"]).features == ("avx2", "bmi1", "sse4_2")
+    assert changed("arm64", features=["neon", "fullfp16"]).features == ("asimd", "asimdhp", "fphp")
+
+
+def test_a_machine_lacks_what_it_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = changed("x86-64-v3", features=["avx2"])
+    monkeypatch.setattr(module, "this_machine", lambda: small)
+    assert module.why_not_here(small) is None
+    assert module.why_not_here(Target.parse("x86-64")) is None
+    reason = module.why_not_here(changed("x86-64", cpu="skylake-avx512", features=["avx512_vnni"]))
+    assert reason is not None and "avx512_vnni, avx512bw, avx512cd" in reason and "x86-64-v3 (" in reason
+    assert "avx2" not in reason.partition(";")[0]
+    assert "this machine is x86_64" in str(module.why_not_here(Target.parse("cortex-a72")))
+
+
+def test_this_machine_runs_code_for_itself() -> None:
+    assert module.why_not_here(Target.parse("cpu")) is None
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
+def test_the_table_of_processors_is_the_compilers(arch: str) -> None:
+    from tvm.target import Target as Compiled
+    from tvm.target import codegen
+
+    def features(**more: object) -> set[str]:
+        return {str(f) for f in codegen.llvm_get_cpu_features(Compiled({**triple, **more}))}
+
+    triple = {"kind": "llvm", "mtriple": f"{arch}-linux-gnu"}
+    table = cpus._table(arch)
+    listed = {str(cpu) for cpu in codegen.llvm_get_cpu_archlist(Compiled(triple)) if "_" not in str(cpu)}
+    if arch == "x86_64":
+        listed = {cpu for cpu in listed if "64bit" in features(mcpu=cpu)}
+    assert listed <= set(table["cpus"])
+    assert all(codegen.llvm_is_valid_cpu(cpu, triple["mtriple"]) for cpu in table["cpus"])
+    for cpu in table["cpus"]:
+        found = features(mcpu=cpu)
+        assert cpus.features_of(arch, cpu) == {name for name, llvm in table["features"].items() if llvm in found}, cpu
+    for name in cpus.known_features(arch):
+        (llvm,) = cpus.llvm_names(arch, [name])
+        assert llvm in features(mattr=[f"+{llvm}"]), llvm

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import graphopt as go
 from graphopt.backend import Unsupported, get_backend
+from graphopt.backends.tvm.backend import tvm_target
 from graphopt.errors import UnsupportedError, UsageError
 from graphopt.target import Target
 from tests.compare import relative_error
@@ -168,8 +169,24 @@ def test_code_for_another_machine_is_built_but_not_run() -> None:
     net = nn.Linear(3, 2).eval()
     artifact = go.build(go.capture(net, (torch.randn(1, 3),)), target="cortex-a72")
     assert artifact.threads == Target.parse("cortex-a72").cores
-    with pytest.raises(UsageError, match="this machine cannot run"):
+    with pytest.raises(UsageError, match="this machine cannot run") as error:
         artifact(torch.randn(1, 3))
+    assert f"this machine is {Target.parse('cpu').arch}" in str(error.value)
+
+
+def test_code_for_features_that_this_machine_lacks_is_built_but_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = go.capture(nn.Linear(3, 2).eval(), (torch.randn(1, 3),))
+    monkeypatch.setattr("graphopt.target.this_machine", lambda: Target.parse("x86-64-v3"))
+    rich = Target.from_json(Target.parse("x86-64-v4").to_json() | {"features": ["avx512_vnni"]})
+    artifact = go.build(model, target=rich, threads=1)
+    with pytest.raises(UsageError, match="code for x86_64 x86-64-v4, which this machine cannot run") as error:
+        artifact(torch.randn(1, 3))
+    assert "avx512_vnni, avx512bw" in str(error.value) and "this machine is x86_64 x86-64-v3 (" in str(error.value)
+
+
+def test_features_beyond_the_cpus_reach_the_compiler() -> None:
+    rich = Target.from_json(Target.parse("x86-64-v4").to_json() | {"features": ["avx512f", "avx512_vnni"]})
+    assert list(tvm_target(rich).attrs["mattr"]) == ["+avx512vnni"]
 
 
 def test_a_target_without_schedules_is_refused() -> None:

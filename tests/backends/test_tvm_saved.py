@@ -18,6 +18,7 @@ from graphopt.backend import load_artifact
 from graphopt.backends.tvm import load
 from graphopt.backends.tvm.artifact import TvmArtifact
 from graphopt.errors import GraphoptError, LoadError, UsageError
+from graphopt.target import Target
 from tests.compare import relative_error
 
 
@@ -126,6 +127,29 @@ def test_an_unknown_backend_in_the_manifest_is_named(saved: Path) -> None:
     _edited(saved, lambda m: m.update(backend="tvn"))
     with pytest.raises(UsageError, match="no backend 'tvn'"):
         load_artifact(saved)
+
+
+def test_a_bundle_for_features_that_this_machine_lacks_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poor = Target.parse("x86-64")
+    monkeypatch.setattr("graphopt.target.this_machine", lambda: poor)
+    _edited(saved, lambda m: m.update(target=Target.parse("x86-64-v3").to_json()))
+    with pytest.raises(LoadError, match="is code for x86_64 x86-64-v3, which this machine cannot run") as error:
+        load_artifact(saved)
+    assert "it may use abm, avx, avx2" in str(error.value) and "this machine is x86_64 x86-64 (" in str(error.value)
+
+
+def test_a_bundle_for_another_kind_of_machine_is_refused(saved: Path) -> None:
+    other = "cortex-a72" if Target.parse("cpu").arch == "x86_64" else "x86-64"
+    _edited(saved, lambda m: m.update(target=Target.parse(other).to_json()))
+    with pytest.raises(LoadError, match=f"{other}, which this machine cannot run"):
+        load_artifact(saved)
+
+
+def test_a_manifest_of_a_target_that_does_not_exist_is_refused(saved: Path) -> None:
+    _edited(saved, lambda m: m["target"].update(cpu="x86-64-v9"))
+    with pytest.raises(LoadError, match="is damaged") as error:
+        load_artifact(saved)
+    assert "unknown CPU 'x86-64-v9'" in str(error.value)
 
 
 def test_nothing_is_left_behind_when_it_cannot_be_written(artifact: TvmArtifact, tmp_path: Path) -> None:

@@ -36,3 +36,18 @@ def test_a_target_of_too_many_cores(folder: Path, tmp_path: Path) -> None:
     refused(
         graphopt("build", "none.onnx", "-o", folder / "bundle", "--target", path), 2, "on 5000 threads", "many.json"
     )
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "texts"),
+    [
+        ("x86-64-v3", {"cpu": "skylake-avx51"}, ("unknown CPU 'skylake-avx51' of x86_64", "skylake-avx512")),
+        ("cortex-a72", {"features": ["dotprd"]}, ("unknown feature 'dotprd' of aarch64", "dotprod")),
+    ],
+)
+def test_targets_that_do_not_exist(
+    preset: str, changes: dict[str, object], texts: tuple[str, ...], folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "target.json"
+    path.write_text(json.dumps(Target.parse(preset).to_json() | changes))
+    refused(graphopt("build", "none.onnx", "-o", folder / "bundle", "--target", path), 2, *texts)
