@@ -1,0 +1,216 @@
+"""What the latency results come to: for every batch size and number of threads a table, and docs/performance.md.
+
+    python -m benchmarks.latency_table           write the generated part of docs/performance.md from the results
+
+The ratio of a model is the best median of ONNX Runtime, OpenVINO in float32 and TorchInductor over ours: 2 is twice as
+fast as the fastest of them. An engine whose outputs are off by more than `TOLERANCE` does not compete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.latency_engines import ENGINES, RIVALS
+from graphopt.tools.console import data, show_table
+
+__all__ = ["RESULTS", "Row", "Summary", "page", "print_tables", "summaries"]
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results/latency.json"
+PAGE = ROOT / "docs/performance.md"
+BEGIN, END = "<!-- begin: python -m benchmarks.latency_table -->", "<!-- end -->"
+TOLERANCE = 1e-3
+"""Of the largest output, in float32."""
+SHOWN = tuple(name for name in ENGINES if name != "ours-dynamic")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: the best other and how much longer it takes than ours; neither where one of the two is missing."""
+
+    model: str
+    engines: Mapping[str, Mapping[str, Any]]
+    best: str | None
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All models at one batch size and number of threads."""
+
+    batch: int
+    threads: int
+    rows: tuple[Row, ...]
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        return {row.model: row.ratio for row in self.rows if row.ratio is not None}
+
+    @property
+    def mean(self) -> float | None:
+        """The geometric mean, with which a ratio of 2 and one of 1/2 make 1."""
+        logarithms = [math.log(ratio) for ratio in self.ratios.values()]
+        return math.exp(sum(logarithms) / len(logarithms)) if logarithms else None
+
+    @property
+    def worst(self) -> str | None:
+        return min(self.ratios, key=self.ratios.__getitem__, default=None)
+
+    @property
+    def verdict(self) -> str:
+        """The summary in a sentence, the models without a ratio named."""
+        if self.mean is None or self.worst is None:
+            return "No model has a ratio."
+        worst = f"worst {self.ratios[self.worst]:.2f} ({self.worst})"
+        missing = [row.model for row in self.rows if row.ratio is None]
+        left_out = f"; without {', '.join(missing)}" if missing else ""
+        return f"Geometric mean of {len(self.ratios)} ratios {self.mean:.2f}, {worst}{left_out}."
+
+
+def summaries(results: Mapping[str, Any]) -> Iterator[Summary]:
+    """One for every batch size and number of threads there are."""
+    rows = list(results["cases"].values())
+    for batch, threads in sorted({(row["batch"], row["threads"]) for row in rows}):
+        chosen = [row for row in rows if (row["batch"], row["threads"]) == (batch, threads)]
+        yield Summary(batch, threads, tuple(map(_row, chosen)))
+
+
+def _row(case: Mapping[str, Any]) -> Row:
+    """A case that failed as a whole failed in every engine."""
+    failed = {name: {"failed": case["failed"]} for name in case["engines"]} if "failed" in case else case["engines"]
+    engines: Mapping[str, Mapping[str, Any]] = failed
+    others = [name for name in RIVALS if _competes(engines.get(name))]
+    best = min(others, key=lambda name: float(engines[name]["median_ms"]), default=None)
+    if best is None or not _competes(engines.get("ours")):
+        return Row(case["model"], engines, best, None)
+    return Row(case["model"], engines, best, engines[best]["median_ms"] / engines["ours"]["median_ms"])
+
+
+def _competes(engine: Mapping[str, Any] | None) -> bool:
+    return bool(engine and "failed" not in engine and engine["error"] is not None and engine["error"] <= TOLERANCE)
+
+
+def _latencies(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Header and body. Milliseconds; in brackets those of an engine that is off."""
+    names = [name for name in ENGINES if any(name in row.engines for row in summary.rows)]
+    body = []
+    for row in summary.rows:
+        cells = [_milliseconds(name, row.engines.get(name)) for name in names]
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        body.append([row.model, *cells, row.best or "", ratio])
+    return ["model", *names, "best other", "best other / ours"], body
+
+
+def _milliseconds(name: str, engine: Mapping[str, Any] | None) -> str:
+    if engine is None or "failed" in engine:
+        return "" if engine is None else "failed"
+    text = f"{engine['median_ms']:.3g}" if engine["median_ms"] < 100 else f"{engine['median_ms']:.0f}"
+    return text if _competes(engine) or name == "openvino-default" else f"({text})"
+
+
+def _building(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and body of the table on what it takes until the first output is there, from the smallest cases."""
+    first = next(summaries(results))
+    stages = ("capture_seconds", "exact_seconds", "compile_seconds")
+    others = [name for name in SHOWN if name not in ("ours", "eager")]
+    body = []
+    for row in first.rows:
+        ours = row.engines.get("ours", {"failed": ""})
+        cells = ["failed"] * 5 if "failed" in ours else [f"{ours[stage]:.1f}" for stage in stages]
+        if "failed" not in ours:
+            growth = ours["memory_peak_mb"] - ours["memory_before_mb"]
+            cells += [f"{ours['weight_mb']:.0f}", f"{growth:.0f}"]
+        body.append([row.model, *cells, *(_seconds(row.engines.get(name)) for name in others)])
+    return ["model", "capture", "exact", "compile", "weights MB", "growth MB", *others], body
+
+
+def _seconds(engine: Mapping[str, Any] | None) -> str:
+    return f"{engine['ready_seconds']:.1f}" if engine and "failed" not in engine else ""
+
+
+def print_tables(results: Mapping[str, Any]) -> None:
+    """All summaries, to stdout."""
+    for summary in summaries(results):
+        header, body = _latencies(summary)
+        show_table(header, body, title=_title(summary), right=header[1:-2] + header[-1:])
+        data(f"{summary.verdict}\n")
+
+
+def _title(summary: Summary) -> str:
+    return f"Batch {summary.batch}, {summary.threads} thread{'s' if summary.threads > 1 else ''}"
+
+
+def generated(results: Mapping[str, Any] | None) -> str:
+    """The generated part of the page."""
+    if not results or not results["cases"]:
+        return "Not measured yet."
+    machine, parts = results["machine"], []
+    packages = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    commits = sorted({row["commit"].removesuffix("-dirty") for row in results["cases"].values()})
+    place = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB"
+    parts.append(f"{place}. {packages}. Commit {', '.join(commits)}.")
+    parts.append("Median milliseconds of a call; in brackets those of an engine whose outputs are off.")
+    for summary in summaries(results):
+        parts += [f"### {_title(summary)}", _markdown(*_latencies(summary)), summary.verdict]
+    first = next(summaries(results))
+    parts.append(f"### Until the first output: {_title(first).lower()}")
+    parts.append("Seconds; `weights` is their size, `growth` how far the memory of the process rose above what it was.")
+    parts += [_markdown(*_building(results)), *_failures(results)]
+    return "\n\n".join(parts)
+
+
+def _failures(results: Mapping[str, Any]) -> list[str]:
+    """What failed and why, each reason cut to a line; nothing where all is well."""
+    lines = []
+    for summary in summaries(results):
+        for row in summary.rows:
+            for name, engine in row.engines.items():
+                if "failed" in engine:
+                    reason = " ".join(engine["failed"].split())[:200].replace("`", "'")
+                    lines.append(f"- {row.model}, {_title(summary).lower()}, {name}: `{reason}`")
+    return ["### Failures", "\n".join(lines)] if lines else []
+
+
+def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *body))
+
+
+def page(text: str, results: Mapping[str, Any] | None) -> str:
+    """A page with the part between its two markers made anew.
+
+    Raises:
+        ValueError: it has not each of the markers once, in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in after or END in after:
+        raise ValueError(f"the page needs {BEGIN} and {END} after it, once each")
+    return f"{before}{BEGIN}\n\n{generated(results)}\n\n{END}{after}"
+
+
+def read(path: Path = RESULTS) -> dict[str, Any] | None:
+    """The results, if there are any."""
+    if not path.exists():
+        return None
+    results: dict[str, Any] = json.loads(path.read_text())
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency_table", description=__doc__.partition("\n")[0])
+    parser.parse_args(arguments)
+    PAGE.write_text(page(PAGE.read_text(), read()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

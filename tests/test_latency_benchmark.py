@@ -1,0 +1,209 @@
+"""The latency benchmark on a net of two layers and on made-up numbers; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import latency, latency_table
+from benchmarks.latency_case import Case, measure, timing
+from benchmarks.latency_engines import ENGINES, RIVALS, Built
+from benchmarks.latency_models import MODELS, OnnxSubject, TorchSubject
+from graphopt.errors import UsageError
+from tests.compare import relative_error
+
+FACTS = {
+    "machine": {"processor": "A processor", "cores": 2, "memory_gb": 8.0},
+    "versions": {"python": "3.11", "torch": "2.13.0"},
+}
+
+
+def small() -> TorchSubject:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    return TorchSubject(net, (torch.randn(1, 3, 8, 8),))
+
+
+def refuses(*_: object) -> Built:
+    raise ValueError("an engine that refuses every model")
+
+
+def is_off(subject: TorchSubject, *_: object) -> Built:
+    return Built(lambda: [subject.net(*subject.args) * 1.5])
+
+
+def breaks_later(*_: object) -> Built:
+    outcomes = iter([torch.zeros(1, 5)])
+    return Built(lambda: next(outcomes))
+
+
+def has_two_outputs(*_: object) -> Built:
+    return Built(lambda: [torch.zeros(1, 5), torch.zeros(1, 5)])
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict:
+    odd = {"refuses": refuses, "is-off": is_off, "breaks-later": breaks_later, "has-two-outputs": has_two_outputs}
+    names = ("ours", "ours-dynamic", "onnxruntime", "eager", *odd)
+    threads = torch.get_num_threads()
+    try:
+        return measure(Case("small", 1, 1, 2, names), small(), ENGINES | odd, pause=0.0)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_is_measured(measured: dict) -> None:
+    engines = json.loads(json.dumps(measured))["engines"]
+    for name in ("ours", "ours-dynamic", "onnxruntime", "eager"):
+        row = engines[name]
+        assert row["min_ms"] <= row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
+        assert row["samples"] >= 2 and row["ready_seconds"] >= 0 and row["error"] < 1e-5
+    for name in ("ours", "ours-dynamic"):
+        assert {"capture_seconds", "exact_seconds", "compile_seconds", "weight_mb"} <= engines[name].keys()
+        assert engines[name]["memory_peak_mb"] >= engines[name]["memory_before_mb"] > 0
+    assert measured["rounds"] == 2 and measured["onnx_export_seconds"] > 0
+    assert (measured["model"], measured["batch"], measured["threads"]) == ("small", 1, 1)
+
+
+def test_engines_that_fail_stay(measured: dict) -> None:
+    engines = measured["engines"]
+    assert engines["refuses"] == {"failed": "ValueError: an engine that refuses every model"}
+    assert engines["breaks-later"] == {"failed": "StopIteration: "}
+    assert engines["has-two-outputs"] == {"failed": "ValueError: 2 outputs instead of 1"}
+    assert engines["is-off"]["error"] == pytest.approx(0.5)
+
+
+def test_a_failing_export_fails_the_engines_that_need_it() -> None:
+    class Unexportable(TorchSubject):
+        def write_onnx(self, folder: Path) -> Path:
+            raise NotImplementedError("no ONNX for this")
+
+    subject = Unexportable(nn.Identity(), (torch.ones(1, 2),))
+    engines = measure(Case("x", 1, torch.get_num_threads(), 1, ("onnxruntime", "eager")), subject, ENGINES, 0.0)[
+        "engines"
+    ]
+    assert engines["onnxruntime"] == {"failed": "NotImplementedError: no ONNX for this"}
+    assert engines["eager"]["error"] == 0
+
+
+def test_timing() -> None:
+    row = timing([0.001, 0.002, 0.003, 0.004, 0.010])
+    assert row == {"median_ms": 3.0, "q1_ms": 2.0, "q3_ms": 4.0, "min_ms": 1.0, "samples": 5}
+    assert timing([0.5])["q3_ms"] == 500
+
+
+def test_a_process_that_dies_leaves_a_record() -> None:
+    row = latency.run_apart(Case("no such model", 1, 1, 1, ("ours",)))
+    assert "KeyError" in row["failed"] and row["model"] == "no such model"
+    assert (
+        latency.is_done(Case("no such model", 1, 1, 1, ("ours",)), {"no such model batch 1 threads 1": row}, "")
+        is False
+    )
+
+
+def test_onnx_files_get_the_sizes_of_the_case(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n.0", 3, "h", "w"]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    path = tmp_path / "open.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    subject = OnnxSubject(path, (torch.randn(2, 3, 8, 4),))
+    (tmp_path / "fixed").mkdir()
+    (value,) = onnx.load(subject.write_onnx(tmp_path / "fixed")).graph.input
+    assert [dim.dim_value for dim in value.type.tensor_type.shape.dim] == [2, 3, 8, 4]
+    assert subject.capture().signature.tensor_inputs[0].dims == (2, 3, 8, 4)
+    first, *rest = subject.capture(free_batch=True).signature.tensor_inputs[0].dims
+    assert not isinstance(first, int) and rest == [3, 8, 4]
+    output: Tensor = subject.module(*subject.args)
+    assert relative_error(output, subject.args[0].relu()) == 0
+
+
+def engine(median: float, error: float | None = 1e-7) -> dict:
+    stages = dict.fromkeys(("capture_seconds", "exact_seconds", "compile_seconds", "ready_seconds"), 1.0)
+    memory = {"weight_mb": 10.0, "memory_before_mb": 100.0, "memory_peak_mb": 180.0}
+    return {"median_ms": median, "error": error, **stages, **memory}
+
+
+def case(model: str, **engines: dict) -> dict:
+    return {"model": model, "batch": 1, "threads": 2, "commit": "abc-dirty", "engines": engines}
+
+
+def results() -> dict:
+    """Ratios 2 and 1/2; a third net on which ours failed, a fourth of which the whole process did."""
+    f32 = "openvino-f32"
+    rows = [
+        case("a", ours=engine(5), onnxruntime=engine(12), inductor=engine(10), **{f32: engine(20)}, eager=engine(1)),
+        case("b", ours=engine(8), onnxruntime=engine(4), inductor=engine(2, error=0.1), **{f32: engine(3, error=None)}),
+        case("c", ours={"failed": "UnsupportedError: a | b\nc"}, onnxruntime=engine(150.4)),
+        {"model": "d", "batch": 1, "threads": 2, "commit": "abc", "engines": ["ours"], "failed": "it crashed"},
+        case("a", ours=engine(4), onnxruntime=engine(1)) | {"batch": 8},
+    ]
+    return FACTS | {"cases": {f"{row['model']}{row['batch']}": row for row in rows}}
+
+
+def test_summary() -> None:
+    first, second = latency_table.summaries(results())
+    assert (first.batch, first.threads, second.batch) == (1, 2, 8)
+    assert first.ratios == {"a": 2.0, "b": 0.5} and first.mean == pytest.approx(1.0) and first.worst == "b"
+    assert [row.best for row in first.rows] == ["inductor", "onnxruntime", "onnxruntime", None]
+    assert first.verdict == "Geometric mean of 2 ratios 1.00, worst 0.50 (b); without c, d."
+    assert second.mean == 0.25
+
+
+def test_the_page_is_made_anew_between_its_markers(capsys: pytest.CaptureFixture[str]) -> None:
+    text = f"before\n{latency_table.BEGIN}\nold\n{latency_table.END}\nafter\n"
+    once = latency_table.page(text, results())
+    assert latency_table.page(once, results()) == once
+    assert once.startswith("before\n") and once.endswith("after\n") and "old" not in once
+    assert "| a | 5 | 12 | 20 | 10 | 1 | inductor | 2.00 |" in once
+    assert "| b | 8 | 4 | (3) | (2) |  | onnxruntime | 0.50 |" in once
+    assert "| c | failed | 150 |" in once
+    assert "- c, batch 1, 2 threads, ours: `UnsupportedError: a | b c`" in once
+    assert "| a | 1.0 | 1.0 | 1.0 | 10 | 80 |" in once
+    with pytest.raises(ValueError, match="needs"):
+        latency_table.page("no markers", results())
+    latency_table.print_tables(results())
+    assert "Geometric mean of 2 ratios 1.00" in capsys.readouterr().out
+
+
+def test_the_page_is_current() -> None:
+    text = latency_table.PAGE.read_text()
+    assert latency_table.page(text, latency_table.read()) == text, "run: python -m benchmarks.latency_table"
+
+
+def test_what_is_measured_again(tmp_path: Path) -> None:
+    wanted = Case("a", 1, 2, 3, ("ours", "onnxruntime"))
+    held = {wanted.key: case("a", ours=engine(1), onnxruntime=engine(2))}
+    assert latency.is_done(wanted, held, "abc")
+    assert not latency.is_done(wanted, held, "def")
+    assert not latency.is_done(Case("a", 1, 2, 3, ("ours", "inductor")), held, "abc")
+    assert not latency.is_done(Case("a", 8, 2, 3, ("ours",)), held, "abc")
+    path = tmp_path / "deep/results.json"
+    assert latency.earlier(path, FACTS) == {}
+    latency.write(path, FACTS, held)
+    assert latency.earlier(path, FACTS) == held and [file.name for file in path.parent.iterdir()] == ["results.json"]
+    with pytest.raises(UsageError, match="another machine"):
+        latency.earlier(path, FACTS | {"versions": {"torch": "3"}})
+
+
+def test_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    options = latency.parse(
+        ["--models", "resnet18", "--batch", "1,8", "--threads", "2", "--others", "eager", "--dynamic"]
+    )
+    chosen = list(latency.cases(options))
+    assert [(one.batch, one.engines) for one in chosen] == [
+        (1, ("ours", "ours-dynamic", "eager")),
+        (8, ("ours", "eager")),
+    ]
+    assert len(list(latency.cases(latency.parse([])))) == len(MODELS) * 4 == 16 * 4
+    assert set(RIVALS) < set(latency.OTHERS)
+    for wrong in (["--models", "resnet"], ["--others", "ours"], ["--threads", "0"]):
+        with pytest.raises(SystemExit):
+            latency.parse(wrong)
+    assert "there is no model 'resnet'" in capsys.readouterr().err
