@@ -13,6 +13,8 @@ from graphopt.errors import GraphoptError, UsageError
 from graphopt.names import nearest
 from graphopt.target import Target
 from graphopt.tools.console import emit_json, say, show_table, working
+from graphopt.tools.roofline import check_roofline
+from graphopt.tools.roofline import roofline as show_roofline
 from graphopt.tools.sources import AsJson, BackendName, PipelineText, Threads, is_bundle, parse_sizes, read_model
 
 if TYPE_CHECKING:
@@ -65,6 +67,9 @@ def bench(
     at: Annotated[
         list[str] | None, typer.Option(metavar="NAME=SIZE", help="Number for a free size; may be repeated.")
     ] = None,
+    roofline: Annotated[
+        bool, typer.Option("--roofline", help="Instead: time each kernel against what this machine can do.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model, after passes and compiled by --backend, and the same model as it is in other software.
@@ -73,6 +78,12 @@ def bench(
     """
     systems = _systems(against, backend)
     sizes = parse_sizes(at or ())
+    if roofline:
+        check_roofline(sources, backend)
+        show_roofline(
+            sources, pipeline, threads, rounds, lambda name, of: _sizes(name, of, batch, sizes), as_json=as_json
+        )
+        return
     skipped: list[dict[str, str]] = []
     contenders: list[Contender] = []
     for source in sources:

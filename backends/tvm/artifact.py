@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from graphopt.backend import Artifact, is_torch
@@ -55,6 +57,17 @@ class TvmArtifact(Artifact):
 
             return [from_dlpack(result) for result in results]
         return [to_numpy(result) for result in results]
+
+    @contextmanager
+    def watched(self, watch: Callable[..., int]) -> Iterator[None]:
+        """Have the virtual machine call `watch(function, name, before, result, *arguments)` around every function."""
+        if self._machine is None:
+            raise self._foreign()
+        self._machine.watch(watch)
+        try:
+            yield
+        finally:
+            self._machine.watch(None)
 
     @property
     def coverage(self) -> Coverage:

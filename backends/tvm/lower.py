@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import IRModule, relax, transform
+from tvm import IRModule, relax, tirx, transform
 from tvm import target as tvm_target
 
 from graphopt.backends.tvm.kernels import scheduled
 from graphopt.backends.tvm.kernels.coverage import Coverage
 from graphopt.backends.tvm.kernels.machine import Machine
+from graphopt.backends.tvm.work import Work, work_of
 
 __all__ = ["Built", "build"]
 
@@ -20,11 +21,17 @@ _SMALLEST_WEIGHT = 64
 
 @dataclass
 class Built:
-    """An executable whose function `main` takes the user's inputs and then the weights."""
+    """An executable whose function `main` takes the user's inputs and then the weights.
+
+    Attributes:
+        coverage: which rule wrote each of its functions.
+        work: how much each of its functions computes and moves.
+    """
 
     executable: Any
     weights: list[Any]
     coverage: Coverage
+    work: dict[str, Work]
 
 
 def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Built:
@@ -42,9 +49,11 @@ def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Buil
         )(module)
         module, weights = _take_weights_out(module)
         module = relax.transform.RewriteDataflowReshape()(relax.backend.DispatchSortScan()(module))
+        module = relax.transform.DeadCodeElimination()(module)
+        work = {place.name_hint: work_of(f) for place, f in module.functions.items() if isinstance(f, tirx.PrimFunc)}
         module, coverage = scheduled(module, machine)
         executable = relax.build(_TO_MACHINE(module), target, relax_pipeline=None, tir_pipeline="s_tir")
-    return Built(executable, weights, coverage)
+    return Built(executable, weights, coverage, work)
 
 
 _TO_MACHINE = transform.Sequential(

@@ -11,6 +11,7 @@ import ctypes
 import os
 import sys
 import threading
+from collections.abc import Callable
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 
 from graphopt.errors import GraphoptError, InputError
 
-__all__ = ["Machine", "ffi", "to_numpy", "use_threads"]
+__all__ = ["Machine", "aligned", "ffi", "to_numpy", "use_threads"]
 
 _ALIGNMENT = 64
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
@@ -71,10 +72,14 @@ class Machine:
         """Run on numpy arrays or torch tensors; returns TVM tensors."""
         return list(self._main(*(self._input(tensor) for tensor in tensors), *self._weights))
 
+    def watch(self, watch: Callable[..., int] | None) -> None:
+        """Call a function before and after every function of the module, or no more."""
+        self._machine["set_instrument"](watch)
+
     def _input(self, tensor: Any) -> Any:
         """The same memory where it is dense and aligned as the compiled code expects; else a copy of it."""
         if isinstance(tensor, np.ndarray):
-            return self._ffi.from_dlpack(_aligned(tensor))
+            return self._ffi.from_dlpack(aligned(tensor))
         if tensor.device.type != "cpu":
             raise InputError(f"an input is on {tensor.device}, the artifact runs on the CPU", todo="pass tensor.cpu()")
         dense = tensor.detach().contiguous()
@@ -100,7 +105,8 @@ def use_threads(count: int) -> None:
     _pool.count = count
 
 
-def _aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The array, or a copy of it, where it is dense, writable and aligned as compiled code expects."""
     if array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % _ALIGNMENT == 0:
         return array
     room = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
