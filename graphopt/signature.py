@@ -126,12 +126,13 @@ class Signature:
     def _misfit(self, spec: TensorSpec, dtype: str, shape: tuple[int, ...], sizes: dict[str, int]) -> str | None:
         if dtype != spec.dtype:
             return f"input '{spec.name}' has dtype {dtype}, the model takes {spec.dtype}"
-        expected = f"the model takes [{', '.join(map(str, spec.dims))}]"
-        if len(shape) != len(spec.dims):
-            return f"input '{spec.name}' has shape {list(shape)}, {expected}"
+        fits = len(shape) == len(spec.dims) and all(
+            size == dim for size, dim in zip(shape, spec.dims, strict=True) if isinstance(dim, int)
+        )
+        if not fits:
+            dims = ", ".join(map(str, spec.dims))
+            return f"input '{spec.name}' has shape {list(shape)}, the model takes [{dims}]"
         for axis, (size, dim) in enumerate(zip(shape, spec.dims, strict=True)):
-            if isinstance(dim, int) and size != dim:
-                return f"input '{spec.name}' has shape {list(shape)}, {expected}"
             if not isinstance(dim, str) or dim not in self.ranges:
                 continue  # an expression: judged when all names are known
             if size not in self.ranges[dim]:

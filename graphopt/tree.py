@@ -11,6 +11,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from graphopt.errors import InputError
@@ -46,6 +47,12 @@ class _Spec:
         return f"[{', '.join(parts)}]" if self.kind == "builtins.list" else f"({', '.join(parts)})"
 
 
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> _Spec:
+    """A structure is read once: artifacts ask for theirs in every call."""
+    return _read(json.loads(text)[1])
+
+
 def _read(row: Any) -> _Spec:
     context = json.loads(row["context"]) if row["context"] else None
     keys = tuple(context) if isinstance(context, list) and row["type"] in _CONTAINERS else ()
@@ -58,7 +65,7 @@ def flatten(value: Any, text: str) -> list[Any]:
     Raises:
         InputError: when it has another structure.
     """
-    spec = _read(json.loads(text)[1])
+    spec = _parsed(text)
     if spec.plain:
         return list(_leaves(value, spec))
     return _pytree_flatten(value, text)
@@ -90,7 +97,7 @@ def _mismatch(value: Any, spec: _Spec) -> InputError:
 
 def unflatten(leaves: list[Any], text: str) -> Any:
     """Rebuild a structure from its leaves; a flat tuple when it needs a container that only torch knows."""
-    spec = _read(json.loads(text)[1])
+    spec = _parsed(text)
     if spec.plain:
         rest = iter(leaves)
         return _build(spec, rest)

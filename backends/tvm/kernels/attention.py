@@ -9,7 +9,7 @@ that of Dao et al., "FlashAttention", NeurIPS 2022; here all keys fit at once, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,8 @@ def attention(
     factor = tirx.const(scale, "float32")
 
     def product(*at: Any) -> Any:
-        *heads, l, j = at
-        return te.sum(_read(query, [*heads, l, e]) * factor * _read(key, [*shared(heads), j, e]), axis=[e])
+        *heads, place, j = at
+        return te.sum(_read(query, [*heads, place, e]) * factor * _read(key, [*shared(heads), j, e]), axis=[e])
 
     scores = te.compute((*lead, length, keys), product, name="scores")
     if mask is not None or causal:
@@ -67,8 +67,8 @@ def attention(
     shape = (*lead, length, depth)
 
     def element(*stored: Any) -> Any:
-        *heads, l, v = (stored[axes.index(axis)] for axis in range(len(axes)))
-        return te.sum(weights(*heads, l, s) * _read(value, [*shared(heads), s, v]), axis=[s])
+        *heads, place, v = (stored[axes.index(axis)] for axis in range(len(axes)))
+        return te.sum(weights(*heads, place, s) * _read(value, [*shared(heads), s, v]), axis=[s])
 
     orders = ",".join("".join(map(str, o)) for _, o in (query, key, value))
     notes = {ANCHOR: "attention", "graphopt.orders": f"{orders},{order}", "graphopt.scale": str(scale)}
@@ -267,11 +267,14 @@ class _Attention:
                 place = [at[axis] for axis in self.order]
                 self.fused.epilogue.emit(code, value * scales[row + p], place)
 
+            def row_of(p: int) -> Callable[[int, int, Any, Any], None]:
+                return lambda _, q, value, lane: store(p, q, value, lane)
+
             if self.most:
                 finish(code, sums, lanes, lanes, store)
                 return
             for p in range(tall):
                 with code.when(first + row + p < index(self.length)):
-                    finish(code, [sums[p]], lanes, lanes, lambda _, q, v, lane, p=p: store(p, q, v, lane))
+                    finish(code, [sums[p]], lanes, lanes, row_of(p))
 
         each_part(code, "rows", tall, lambda p, t: each_part(code, "vectors", wide, lambda q, w: tile(p, t, q, w)))

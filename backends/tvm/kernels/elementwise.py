@@ -105,7 +105,8 @@ class _Elementwise:
             row = self.code.let("row_number", tirx.floordiv(task, index(chunks))) if chunks > 1 else task
             at = dict(zip(outer, unravelled(self.code, row, [self.sizes[axis] for axis in outer]), strict=True))
             if chunks == 1:
-                each_run(self.code, width or self.sizes[-1], self.lanes, lambda run: self._run(at, run, index(0), turned))
+                whole = width or self.sizes[-1]
+                each_run(self.code, whole, self.lanes, lambda run: self._run(at, run, index(0), turned))
             else:
                 chunk = width // chunks
                 first = self.code.let("first", tirx.floormod(task, index(chunks)) * chunk)

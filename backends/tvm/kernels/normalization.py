@@ -145,5 +145,3 @@ def _add(a: Any, b: Any) -> Any:
 
 def _square(value: Any) -> Any:
     return value * value
-
-

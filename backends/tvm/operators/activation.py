@@ -31,12 +31,17 @@ def gelu(call: Call, self: Any, approximate: str = "none") -> Any:
 
 @element_wise(aten.hardsigmoid.default)
 def hardsigmoid(call: Call, self: Any) -> Any:
-    return _polynomial(call, self, lambda x, k: at_least(at_most(x + k(3), k(6)), k(0)) / k(6))
+    return _polynomial(call, self, lambda x, k: _sixth(call, at_least(at_most(x + k(3), k(6)), k(0)), k))
 
 
 @element_wise(aten.hardswish.default)
 def hardswish(call: Call, self: Any) -> Any:
-    return _polynomial(call, self, lambda x, k: x * at_least(at_most(x + k(3), k(6)), k(0)) / k(6))
+    return _polynomial(call, self, lambda x, k: x * _sixth(call, at_least(at_most(x + k(3), k(6)), k(0)), k))
+
+
+def _sixth(call: Call, x: Any, k: Callable[[float], Any]) -> Any:
+    """x / 6; a multiplication is several times faster, and errs by a unit in the last place at most."""
+    return x / k(6) if call.machine.exact else x * k(1 / 6)
 
 
 @element_wise(aten.leaky_relu.default)

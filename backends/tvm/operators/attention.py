@@ -112,9 +112,7 @@ def _same_size(a: Any, b: Any) -> bool:
     return bool(tvm_ffi.structural_equal(a, b))
 
 
-def _with_kernel(
-    call: Call, query: Any, key: Any, value: Any, mask: Any, scale: float, causal: bool
-) -> Any:
+def _with_kernel(call: Call, query: Any, key: Any, value: Any, mask: Any, scale: float, causal: bool) -> Any:
     rank = len(call.meta.shape)
     order = (*range(rank - 3), rank - 2, rank - 3, rank - 1) if rank > 2 else tuple(range(rank))
     known = [ordered(x) for x in (query, key, value)]

@@ -55,10 +55,9 @@ def _product(call: Call, left: Any, right: Any) -> Any:
     both = len(a.shape) >= 2 and len(b.shape) >= 2 and a.dtype == b.dtype == dtype == "float32"
     if both and 0 not in (*a.shape, *b.shape):
         lead = call.sizes(call.meta)[:-2] if isinstance(call.meta, torch.Tensor) else []
-        result = call.compute(
+        return call.compute(
             lambda x, y: fused_matmul(x, a.order, y, b.order, lead), a.value, b.value, name="matmul", anchor=True
         )
-        return result
     return op.matmul(call.cast(plain(call, left), dtype), call.cast(plain(call, right), dtype))
 
 
