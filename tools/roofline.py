@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import UsageError
 from graphopt.target import Target
-from graphopt.tools.console import emit_json, say, show_table, working
+from graphopt.tools.console import counted, emit_json, say, show_table, working
 from graphopt.tools.sources import is_bundle, read_model
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _show(source: str, found: Profile, ceilings: Ceilings) -> None:
     ]
     show_table(("kernel", *numbers), rows, title=source, right=numbers)
     say(
-        f"{source}: {facts['seconds'] * 1e3:.3f} ms on {ceilings.threads} threads; the roofline of "
+        f"{source}: {facts['seconds'] * 1e3:.3f} ms on {counted(ceilings.threads, 'thread')}; the roofline of "
         f"{ceilings.flops / 1e9:.0f} GFLOP/s and {ceilings.bytes / 1e9:.1f} GB/s allows "
         f"{facts['allowed_seconds'] * 1e3:.3f} ms: {facts['achieved']:.0%} of it is achieved"
     )
