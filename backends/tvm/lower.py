@@ -11,6 +11,7 @@ from tvm import target as tvm_target
 from graphopt.backends.tvm.kernels import scheduled
 from graphopt.backends.tvm.kernels.coverage import Coverage
 from graphopt.backends.tvm.kernels.machine import Machine
+from graphopt.backends.tvm.repeats import keep_repeats_apart
 from graphopt.backends.tvm.work import Work, work_of
 
 __all__ = ["Built", "build"]
@@ -42,6 +43,11 @@ def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Buil
                 relax.transform.LegalizeOps(),
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),
+            ]
+        )(module)
+        module = keep_repeats_apart(module)
+        module = transform.Sequential(
+            [
                 relax.transform.FuseOps(),
                 relax.transform.FuseTIR(),
                 relax.transform.DeadCodeElimination(),
