@@ -17,8 +17,8 @@ from graphopt.backends.tvm.kernels.concatenation import concatenation, concatena
 from graphopt.backends.tvm.kernels.fused import Fused
 from graphopt.backends.tvm.kernels.machine import Machine
 from tests.backends.kernels.building import a_machine, apply, bias_residual_relu, compiled, examples, operand, size
+from tests.backends.kernels.images import largest_error
 from tests.backends.kernels.typed import TypedLibrary, compiled_typed
-from tests.compare import relative_error
 
 Shapes = Sequence[Sequence[Any]]
 
@@ -46,7 +46,7 @@ def along(axis: int, lengths: Sequence[int], others: Sequence[int]) -> list[list
     return [[*others[:axis], length, *others[axis:]] for length in lengths]
 
 
-@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("lanes", [4, 16])
 def test_every_axis_but_the_first(lanes: int) -> None:
     cases = {
         f"axis_{axis}_of_{len(others) + 1}": (along(axis, (3, 1, 2), others), axis)
@@ -58,7 +58,7 @@ def test_every_axis_but_the_first(lanes: int) -> None:
         assert is_right(kernels[name], *case), name
 
 
-@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("lanes", [4, 16])
 def test_widths_below_at_and_above_whole_vectors(lanes: int) -> None:
     """Odd widths beside whole ones: each input has its own, and none may reach into the next."""
     widths = {
@@ -100,7 +100,7 @@ def test_inputs_without_elements() -> None:
         assert is_right(kernels[name], *case), name
 
 
-@examples(12)
+@examples(8)
 @given(
     others=st.lists(st.integers(1, 7), min_size=1, max_size=4),
     place=st.integers(0, 3),
@@ -127,8 +127,8 @@ def test_what_follows_is_computed_on_the_way(axis: int) -> None:
     joined = torch.cat(values, axis).double()
     b, r = torch.randn(joined.shape[-1]), torch.randn(joined.shape)
     ours = compiled({"kernel": function})["kernel"](*values, b, r, shape=joined.shape)
-    assert relative_error(ours.double(), (joined + b + r).relu()) < 1e-6
-    assert relative_error((ours * 1.01).double(), (joined + b + r).relu()) > 1e-3
+    assert largest_error(ours.double(), (joined + b + r).relu()) < 1e-6
+    assert largest_error((ours * 1.01).double(), (joined + b + r).relu()) > 1e-3
 
 
 def test_what_follows_may_be_of_another_dtype() -> None:
@@ -223,5 +223,5 @@ def test_one_percent_and_one_place_are_seen() -> None:
     kernel = compiled_typed({"kernel": lowered(shapes, 1, a_machine())})["kernel"]
     values = [torch.randn(*shape) for shape in shapes]
     ours = kernel([values[0] * 1.01, values[1]], (2, 12), torch.float32)
-    assert relative_error(ours, torch.cat(values, 1)) > 1e-3
+    assert largest_error(ours, torch.cat(values, 1)) > 1e-3
     assert not torch.equal(kernel([values[0], values[1].roll(1, 1)], (2, 12), torch.float32), torch.cat(values, 1))

@@ -127,7 +127,7 @@ def test_single_numbers_are_as_exact_as_vectors(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-@examples(100)
+@examples(30)
 @given(x=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=70))
 def test_any_numbers(name: str, x: list[float]) -> None:
     values = _claimed(name, torch.tensor(x))

@@ -31,13 +31,12 @@ from tests.backends.kernels.building import (
     operand,
     size,
 )
-from tests.backends.kernels.images import channels_last
+from tests.backends.kernels.images import channels_last, largest_error
 from tests.backends.kernels.typed import TypedLibrary, compiled_typed
-from tests.compare import relative_error
 
 aten = torch.ops.aten
 LIMIT = 2e-6
-MACHINES = [a_machine(4), a_machine(8), a_machine(16), a_machine(threads=2)]
+MACHINES = [a_machine(4), a_machine(16), a_machine(threads=2)]
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Case:
         if self.followed:
             bias, residual = torch.randn(expected.shape[-1]), torch.randn(expected.shape)
             values, expected = [*values, bias, residual], (expected + bias + residual).relu()
-        return relative_error(kernel(values, expected.shape, torch.float32).double(), expected)
+        return largest_error(kernel(values, expected.shape, torch.float32).double(), expected)
 
 
 def check(cases: dict[str, Case]) -> None:
@@ -234,7 +233,7 @@ def test_resizing_of_two_axes_in_one_function_is_refused() -> None:
 @pytest.mark.parametrize("machine", MACHINES, ids=str)
 def test_channels_at_and_above_whole_vectors(machine: Machine) -> None:
     lanes = machine.lanes
-    counts = (lanes, lanes + 1, 2 * lanes, 3 * lanes - 1, 7 * lanes)
+    counts = (lanes, lanes + 1, 3 * lanes - 1, 7 * lanes)
     check({f"max_{c}": largest((1, c, 4, 5), [2, 3], [2, 2], [0, 1], machine=machine) for c in counts})
     check({f"mean_{c}": adaptive((1, c, 3, 3), [1, 1], machine=machine) for c in counts})
 
@@ -281,7 +280,7 @@ def test_nan_and_infinities_in_pooling() -> None:
     assert bool((ours[..., 8] == -math.inf).all())
 
 
-@examples(12)
+@examples(8)
 @given(
     operator=st.sampled_from((largest, average)),
     sizes=st.tuples(st.integers(1, 2), st.integers(0, 30), st.integers(4, 9), st.integers(4, 9)),
@@ -364,7 +363,7 @@ def test_sums_that_keep_the_last_axis_are_right() -> None:
     squared = te.compute((2, 19), lambda n, c: result(n, c) * result(n, c) - 1, name="squared")
     kernel = compiled({"kernel": apply(reduction_kernel, a_machine(), [x], squared)})["kernel"]
     values = torch.randn(2, 4, 19)
-    assert relative_error(kernel(values, shape=(2, 19)).double(), values.double().sum(1) ** 2 - 1) < LIMIT
+    assert largest_error(kernel(values, shape=(2, 19)).double(), values.double().sum(1) ** 2 - 1) < LIMIT
 
 
 @pytest.mark.parametrize(
@@ -385,5 +384,5 @@ def test_the_reference_counts_padding_and_ceiling() -> None:
     """What the tests above tell apart does differ."""
     x = torch.randn(1, 11, 6, 8).double()
     counted, not_counted = (F.avg_pool2d(x, 3, 2, 1, True, flag) for flag in (True, False))
-    assert relative_error(counted, not_counted) > 0.05
+    assert largest_error(counted, not_counted) > 0.05
     assert F.max_pool2d(x, 3, 2, ceil_mode=True).shape != F.max_pool2d(x, 3, 2, ceil_mode=False).shape

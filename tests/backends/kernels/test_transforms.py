@@ -119,7 +119,7 @@ def test_turned_or_exchanged_transforms_are_wrong(m: int) -> None:
     assert misses(m, replace(transform, output=lambda x, name: transform.output(x, name)[::-1]))
 
 
-@examples(30)
+@examples(10)
 @given(data=st.data(), m=st.sampled_from(sorted(SQUARES)))
 def test_any_square_of_two_dimensions(data: st.DataObject, m: int) -> None:
     """Down the columns, then along the rows: the correlation of two dimensions, exactly."""
