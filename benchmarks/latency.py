@@ -60,13 +60,14 @@ def run_apart(case: Case) -> dict[str, Any]:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Run a case's process; why there is no result, with the end of what it said, or nothing."""
+    """Run a case's process; nothing if all is well, or how it ended and the last it said: what it was about to do."""
     streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     try:
         done = subprocess.run(command, env=environment, timeout=CASE_SECONDS, check=False, **streams)
     except subprocess.TimeoutExpired:
         return f"not done after {CASE_SECONDS} s"
-    return f"the process ended with {done.returncode}: {done.stderr[-2000:]}" if done.returncode else ""
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    return f"the process ended with {done.returncode} after: {last[:300]}" if done.returncode else ""
 
 
 def earlier(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:

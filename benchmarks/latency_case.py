@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import re
 import statistics
 import sys
 import tempfile
@@ -144,7 +145,9 @@ def _error(result: Any, reference: Sequence[Tensor]) -> float | None:
 
 
 def _text(failure: BaseException) -> str:
-    return f"{type(failure).__name__}: {failure}"[:2000]
+    """What went wrong, in a line, files without the folders they are in."""
+    text = f"{type(failure).__name__}: {failure}"
+    return " ".join(re.sub(r"(?<!\w)(?:/[\w.+@~-]+)+/", "", text).split())[:500]
 
 
 def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, pause: float) -> tuple[dict[str, list[float]], int]:
@@ -190,7 +193,10 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_num_threads(case.threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other software; what fails is recorded
-        result = measure(case, build(case.model, case.batch), ENGINES)
+        try:
+            result = measure(case, build(case.model, case.batch), ENGINES)
+        except Exception as failure:
+            result = asdict(case) | {"failed": _text(failure)}
     Path(arguments[1]).write_text(json.dumps(result))
     return 0
 

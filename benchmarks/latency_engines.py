@@ -96,11 +96,19 @@ def _openvino(precision: str, subject: Subject, threads: int, onnx: Callable[[],
 
 
 def _inductor(subject: Subject, threads: int, onnx: Callable[[], Path]) -> Built:
-    """torch.compile with its weights taken as constants; it compiles at the first call."""
+    """torch.compile with its weights taken as constants ("freezing"), or without where that fails."""
     import torch._inductor.config as inductor
 
-    inductor.freezing = True
-    return Built(_without_gradients(torch.compile(subject.module, dynamic=False), subject.args))
+    for inductor.freezing in (True, False):
+        torch.compiler.reset()
+        call = _without_gradients(torch.compile(subject.module, dynamic=False), subject.args)
+        try:
+            call()  # which compiles
+            break
+        except Exception:
+            if not inductor.freezing:
+                raise
+    return Built(call, {"freezing": inductor.freezing})
 
 
 def _eager(subject: Subject, threads: int, onnx: Callable[[], Path]) -> Built:

@@ -167,14 +167,16 @@ def generated(results: Mapping[str, Any] | None) -> str:
 
 
 def _failures(results: Mapping[str, Any]) -> list[str]:
-    """What failed and why, each reason cut to a line; nothing where all is well."""
+    """What failed and why, engines that failed alike together; nothing where all is well."""
     lines = []
     for summary in summaries(results):
         for row in summary.rows:
+            reasons: dict[str, list[str]] = {}
             for name, engine in row.engines.items():
                 if "failed" in engine:
-                    reason = " ".join(engine["failed"].split())[:200].replace("`", "'")
-                    lines.append(f"- {row.model}, {_title(summary).lower()}, {name}: `{reason}`")
+                    reasons.setdefault(engine["failed"][:300].replace("`", "'"), []).append(name)
+            place = f"{row.model}, {_title(summary).lower()}"
+            lines += [f"- {place}, {', '.join(names)}: `{reason}`" for reason, names in reasons.items()]
     return ["### Failures", "\n".join(lines)] if lines else []
 
 

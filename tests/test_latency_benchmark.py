@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ def small() -> TorchSubject:
 
 
 def refuses(*_: object) -> Built:
-    raise ValueError("an engine that refuses every model")
+    raise ValueError("an engine that refuses\nevery and/or model, see /some/folder/file.py")
 
 
 def is_off(subject: TorchSubject, *_: object) -> Built:
@@ -71,8 +73,8 @@ def test_what_is_measured(measured: dict) -> None:
 
 def test_engines_that_fail_stay(measured: dict) -> None:
     engines = measured["engines"]
-    assert engines["refuses"] == {"failed": "ValueError: an engine that refuses every model"}
-    assert engines["breaks-later"] == {"failed": "StopIteration: "}
+    assert engines["refuses"] == {"failed": "ValueError: an engine that refuses every and/or model, see file.py"}
+    assert engines["breaks-later"] == {"failed": "StopIteration:"}
     assert engines["has-two-outputs"] == {"failed": "ValueError: 2 outputs instead of 1"}
     assert engines["is-off"]["error"] == pytest.approx(0.5)
 
@@ -96,13 +98,16 @@ def test_timing() -> None:
     assert timing([0.5])["q3_ms"] == 500
 
 
-def test_a_process_that_dies_leaves_a_record() -> None:
-    row = latency.run_apart(Case("no such model", 1, 1, 1, ("ours",)))
-    assert "KeyError" in row["failed"] and row["model"] == "no such model"
-    assert (
-        latency.is_done(Case("no such model", 1, 1, 1, ("ours",)), {"no such model batch 1 threads 1": row}, "")
-        is False
-    )
+def test_a_case_that_fails_leaves_a_record() -> None:
+    case = Case("no such model", 1, 1, 1, ("ours",))
+    row = latency.run_apart(case)
+    assert row["failed"] == "KeyError: 'no such model'" and row["model"] == "no such model"
+    assert latency.is_done(case, {case.key: row}, "") is False
+
+
+def test_a_process_that_dies_says_what_it_was_doing() -> None:
+    script = "import os, sys; print('first\\nx: ours', file=sys.stderr, flush=True); os.abort()"
+    assert latency._run([sys.executable, "-c", script], os.environ) == "the process ended with -6 after: x: ours"
 
 
 def test_onnx_files_get_the_sizes_of_the_case(tmp_path: Path) -> None:
@@ -140,7 +145,7 @@ def results() -> dict:
     rows = [
         case("a", ours=engine(5), onnxruntime=engine(12), inductor=engine(10), **{f32: engine(20)}, eager=engine(1)),
         case("b", ours=engine(8), onnxruntime=engine(4), inductor=engine(2, error=0.1), **{f32: engine(3, error=None)}),
-        case("c", ours={"failed": "UnsupportedError: a | b\nc"}, onnxruntime=engine(150.4)),
+        case("c", ours={"failed": "UnsupportedError: a | b c"}, onnxruntime=engine(150.4)),
         {"model": "d", "batch": 1, "threads": 2, "commit": "abc", "engines": ["ours"], "failed": "it crashed"},
         case("a", ours=engine(4), onnxruntime=engine(1)) | {"batch": 8},
     ]
@@ -165,6 +170,7 @@ def test_the_page_is_made_anew_between_its_markers(capsys: pytest.CaptureFixture
     assert "| b | 8 | 4 | (3) | (2) |  | onnxruntime | 0.50 |" in once
     assert "| c | failed | 150 |" in once
     assert "- c, batch 1, 2 threads, ours: `UnsupportedError: a | b c`" in once
+    assert "- d, batch 1, 2 threads, ours: `it crashed`" in once
     assert "| a | 1.0 | 1.0 | 1.0 | 10 | 80 |" in once
     with pytest.raises(ValueError, match="needs"):
         latency_table.page("no markers", results())
