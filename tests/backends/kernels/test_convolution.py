@@ -93,7 +93,7 @@ WINDOWS = {
     "row": Geometry((6, 7), (1, 3), before=(0, 1), after=(0, 1)),
     "three": Geometry((6, 7), (3, 3), before=(1, 1), after=(1, 1)),
     "five": Geometry((8, 9), (5, 5), before=(2, 2), after=(2, 2)),
-    "seven": Geometry((9, 10), (7, 7), (2, 2), (3, 3), (3, 3)),
+    "seven": Geometry((7, 8), (7, 7), (2, 2), (3, 3), (3, 3)),
     "unpadded": Geometry((7, 8)),
     "whole_image": Geometry((5, 4), (5, 4)),
     "stride_2": Geometry((8, 9), (3, 3), (2, 2), (1, 1), (1, 1)),
@@ -117,7 +117,7 @@ def test_windows() -> None:
 
 
 def test_windows_in_blocks() -> None:
-    names = ("row", "three", "five", "rows_left_over", "dilated_and_strided", "only_below", "padded_beyond_the_window")
+    names = ("row", "rows_left_over", "dilated_and_strided", "only_below")
     check({name: Case(WINDOWS[name], 5, 19, images=2, machine=BLOCKS) for name in names})
 
 
@@ -128,7 +128,7 @@ def test_channels_that_fill_vectors_and_do_not(machine: Machine) -> None:
     check({f"from_{i}_to_{o}": Case(geometry, i, o, machine=machine) for i, o in counts})
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=str)
+@pytest.mark.parametrize("machine", [a_machine(4), BLOCKS], ids=str)
 def test_groups(machine: Machine) -> None:
     padded, bare = Geometry((5, 4), (3, 3), before=(1, 1), after=(1, 1)), Geometry((5, 4), (2, 3))
     counts = [(2, 6, 22), (3, 24, 58 * 3), (8, 16, 8), (4, 4, 68)]
@@ -191,7 +191,7 @@ def geometries(draw: Callable[..., Any]) -> Geometry:
     return Geometry((rows, columns), kernel, pair(1, 3), before, after, dilation)
 
 
-@examples(8)
+@examples(6)
 @given(
     geometry=geometries(),
     groups=st.integers(1, 3),

@@ -234,8 +234,10 @@ def test_resizing_of_two_axes_in_one_function_is_refused() -> None:
 def test_channels_at_and_above_whole_vectors(machine: Machine) -> None:
     lanes = machine.lanes
     counts = (lanes, lanes + 1, 3 * lanes - 1, 7 * lanes)
-    check({f"max_{c}": largest((1, c, 4, 5), [2, 3], [2, 2], [0, 1], machine=machine) for c in counts})
-    check({f"mean_{c}": adaptive((1, c, 3, 3), [1, 1], machine=machine) for c in counts})
+    check(
+        {f"max_{c}": largest((1, c, 4, 5), [2, 3], [2, 2], [0, 1], machine=machine) for c in counts}
+        | {f"mean_{c}": adaptive((1, c, 3, 3), [1, 1], machine=machine) for c in counts[1:]}
+    )
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=str)
@@ -280,7 +282,7 @@ def test_nan_and_infinities_in_pooling() -> None:
     assert bool((ours[..., 8] == -math.inf).all())
 
 
-@examples(8)
+@examples(6)
 @given(
     operator=st.sampled_from((largest, average)),
     sizes=st.tuples(st.integers(1, 2), st.integers(0, 30), st.integers(4, 9), st.integers(4, 9)),
