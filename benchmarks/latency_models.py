@@ -115,7 +115,7 @@ class MiniLM(nn.Module):
         from transformers import AutoModel
 
         super().__init__()
-        self.encoder = AutoModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False)
+        self.encoder = AutoModel.from_pretrained(folder, local_files_only=True)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)

@@ -66,7 +66,7 @@ def from_exported_program(
     _drop_assertions(graph)
     unchain_counters(graph)
     functionalize(graph, shapes, may_write=is_running_statistic)
-    kept = _one_node_per_tensor(graph)
+    _one_node_per_tensor(graph)
     _drop_dead(graph)
 
     module = empty_module()
@@ -74,7 +74,7 @@ def from_exported_program(
     signature = _signature(graph, shapes, program, output_names)
     model = Model(module, signature, shapes, mode=mode, example=_example(program))
     _require_free(signature, dim_names or {})
-    _copy_tensors(unlifted, model, kept)
+    _copy_tensors(unlifted, model)
     for node in graph.nodes:
         if node.op == "get_attr":
             node.meta["val"] = shapes.fake(model.params[str(node.target)])
@@ -224,27 +224,24 @@ def _drop_assertions(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _one_node_per_tensor(graph: fx.Graph) -> list[str]:
-    """Merge the get_attr nodes of one name, drop the unused ones; returns the names of those."""
+def _one_node_per_tensor(graph: fx.Graph) -> None:
+    """Merge the get_attr nodes of one name."""
     first: dict[str, fx.Node] = {}
     for node in [n for n in graph.nodes if n.op == "get_attr"]:
         keeper = first.setdefault(str(node.target), node)
         if keeper is not node:
             node.replace_all_uses_with(keeper)
             graph.erase_node(node)
-    unused = [node for node in first.values() if not node.users]
-    for node in unused:
-        graph.erase_node(node)
-    return [str(node.target) for node in unused]
 
 
 def _drop_dead(graph: fx.Graph) -> None:
+    """Remove what computes nothing that is used, and then the tensors that only this has read."""
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users and is_pure(node):
+        if not node.users and is_pure(node):
             graph.erase_node(node)
 
 
-def _copy_tensors(source: nn.Module, model: Model, unused: Sequence[str]) -> None:
+def _copy_tensors(source: nn.Module, model: Model) -> None:
     """Give `model` copies of the tensors of `source`, ties kept; unused ones of the user's state stay as `kept`."""
     copies: dict[Hashable, torch.Tensor] = {}
 
