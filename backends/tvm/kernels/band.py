@@ -6,8 +6,9 @@ from typing import Any
 
 from tvm import tirx
 
-from graphopt.backends.tvm.kernels.emit import Code, index, lanes_of, vector
+from graphopt.backends.tvm.kernels.emit import Code, flat, index, lanes_of, vector
 from graphopt.backends.tvm.kernels.geometry import Window
+from graphopt.backends.tvm.kernels.runs import Run, each_run
 
 __all__ = ["copy_band"]
 
@@ -25,15 +26,16 @@ def copy_band(
     columns = window.extent(1, window.result[1])
     channels = int(source.shape[1 if order == "NCHW" else 3])
     height, width = window.size
-    inside = min(width, columns - window.before[1])
+    before = min(window.before[1], columns)  # an output may look at nothing but padding
+    inside = min(width, columns - before)
     band = code.scratch("band", [rows * columns * channels])
     with code.loop("band_row", rows) as r:
         row = code.let("source_row", first_row + r)
         base = code.let("band_at", r * (columns * channels))
         valid = tirx.all(row >= 0, row < height)
         with code.when(valid):
-            left = window.before[1] * channels
-            right = (columns - window.before[1] - inside) * channels
+            left = before * channels
+            right = (columns - before - inside) * channels
             _zero(code, band, base, left, lanes)
             if order == "NCHW":
                 _interleave(code, band, base + left, source, image, row, inside, channels)
@@ -59,13 +61,14 @@ def _zero(code: Code, target: Any, start: Any, length: int, lanes: int) -> None:
 def _copy(
     code: Code, target: Any, start: Any, source: Any, row: tuple[Any, Any], width: int, channels: int, lanes: int
 ) -> None:
-    if channels % lanes == 0:
-        with code.loop("x", width) as x, code.loop("c", channels // lanes) as c:
-            value = source[(*row, x, vector(c * lanes, lanes))]
-            code.store(target, vector(start + x * channels + c * lanes, lanes), value)
-        return
-    with code.loop("x", width) as x, code.loop("c", channels) as c:
-        code.store(target, start + x * channels + c, source[(*row, x, c)])
+    """The pixels of a row lie one after the other, here and there."""
+    lines, (image, line) = flat(code, source), row
+    first = code.let("first", (image * source.shape[1] + line) * (int(source.shape[2]) * channels))
+
+    def move(run: Run) -> None:
+        code.store(target, vector(start + run.start, run.count), lines[vector(first + run.start, run.count)])
+
+    each_run(code, width * channels, lanes, move)
 
 
 def _interleave(

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tvm import te, tirx
+import tvm_ffi
+from tvm import ir, te, tirx
 
 from graphopt.backends.tvm.kernels.emit import Code, index, unravelled
 from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
@@ -55,8 +56,10 @@ def concatenation_kernel(fused: Fused, machine: Machine) -> Any | None:
 
 
 def _in_order(fused: Fused) -> list[Any]:
-    """The inputs in the order of the function's parameters, which is that of the specification."""
-    return [p for p in fused.function.params if any(p.same_as(read) for read in fused.reads)]
+    """The inputs in the order of the specification, in whose nested choices the first stands first."""
+    loads: list[Any] = []
+    tvm_ffi.structural_walk(fused.anchor.body.value, (ir.TensorLoad, loads.append))
+    return [load.source for load in loads]
 
 
 def _copy(code: Code, fused: Fused, buffer: Any, place: list[Any], extents: list[int], start: int, lanes: int) -> None:

@@ -20,17 +20,19 @@ __all__ = ["erf", "exp", "in_arithmetic", "in_library", "sigmoid", "tanh"]
 _EXP = (1.000000001, 1.000000036, 0.4999999208, 0.1666642017, 0.04166822564, 0.008374815782, 0.001383684192)
 """exp(r) for |r| <= ln(2) / 2."""
 
-_ERF_NEAR = (1.128379166, -0.3761262582, 0.1128358515, -0.02685381187, 0.00518832756, -0.0008010192519, 7.8538577e-05)
-"""erf(x) / x in x^2, for |x| <= 1."""
+_TANH = (
+    (0.9999999790796, 0.13379718932579, 0.0034940355914834, 2.05834941111688e-05, 1.33190838249780e-08),
+    (1.0, 0.46713034190947, 0.0258710774721367, 0.000328309433284622, 7.76202548105698e-07),
+)
+_TANH_REACH = 9.003
+"""tanh(x) / x in x^2 as a quotient of polynomials, for |x| up to the reach; tanh rounds to one there."""
 
-_TANH_NEAR = (0.9999999955, -0.333332522, 0.1333093214, -0.053705319, 0.02053993393, -0.005602736211)
-"""tanh(x) / x in x^2, for x^2 <= 0.4."""
-
-_TANH_CROSSING = 0.63
-
-_ERFCX_STEP = 0.5
-_ERFCX = (0.001822480077, 0.2597006284, 0.3968020221, -0.06446053826, 0.6366799483, -0.230801645)
-"""exp(x^2) erfc(x) in 1 / (1 + x / 2), for x >= 1."""
+_ERF = (
+    (1.128379146194659, 0.19040543936026, 0.0527485860762195, 0.003765571490573, 0.0002848815021975, 2.05009029321e-6),
+    (1.0, 0.5020751684780757, 0.1141086856225681, 0.014969127139008, 0.0011625240218426, 3.8091711602027e-5),
+)
+_ERF_REACH = 3.917
+"""erf(x) / x likewise."""
 
 _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.428606765330187e-06
 _HIGHEST, _LOWEST = 89.0, -87.6
@@ -91,30 +93,29 @@ def sigmoid(x: Any) -> Any:
 
 
 def tanh(x: Any) -> Any:
-    """x P(x^2) near zero; further out 1 - 2 / (exp(2 |x|) + 1) with the sign of x."""
-
-    def formula(x: Any) -> Any:
-        far = _f(1.0) - _f(2.0) / (exp(_f(2.0) * tirx.abs(x)) + _f(1.0))
-        near = _with(x * x, lambda z: x * _polynomial(z, _TANH_NEAR))
-        return tirx.Select(tirx.abs(x) < _f(_TANH_CROSSING), near, _signed(far, x))
-
-    return _with(x, formula)
+    """x P(x^2) / Q(x^2)."""
+    return _odd(x, _TANH, _TANH_REACH)
 
 
 def erf(x: Any) -> Any:
-    """x P(x^2) near zero; further out 1 - exp(-x^2) Q(1 / (1 + |x| / 2)) with the sign of x."""
+    """x P(x^2) / Q(x^2)."""
+    return _odd(x, _ERF, _ERF_REACH)
+
+
+def _odd(x: Any, quotient: tuple[Sequence[float], Sequence[float]], reach: float) -> Any:
+    """The argument is held within the reach, the result within one, which rounding may exceed by two units."""
+    above, below = quotient
 
     def formula(x: Any) -> Any:
-        t = _f(1.0) / (_f(1.0) + tirx.abs(x) * _f(_ERFCX_STEP))
-        tail = exp(_f(0.0) - x * x) * _with(t, lambda t: _polynomial(t, _ERFCX))
-        near = _with(x * x, lambda z: x * _polynomial(z, _ERF_NEAR))
-        return tirx.Select(tirx.abs(x) < _f(1.0), near, _signed(_f(1.0) - tail, x))
+        ratio = _with(x * x, lambda z: x * _polynomial(z, above) / _polynomial(z, below))
+        return _held(ratio, 1.0)
 
-    return _with(x, formula)
+    return _with(_held(x, reach), formula)
 
 
-def _signed(size: Any, x: Any) -> Any:
-    return size * tirx.Select(x < _f(0.0), _f(-1.0), _f(1.0))
+def _held(x: Any, bound: float) -> Any:
+    above = _with(x, lambda x: tirx.Select(x < _f(-bound), _f(-bound), x))
+    return _with(above, lambda x: tirx.Select(x > _f(bound), _f(bound), x))
 
 
 _FORMULAS = {"tirx.exp": exp, "tirx.sigmoid": sigmoid, "tirx.tanh": tanh, "tirx.erf": erf}

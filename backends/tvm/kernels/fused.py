@@ -1,6 +1,7 @@
 """Reading a fused function: an anchor block that a kernel replaces, and the element-wise blocks that follow it.
 
-Blocks before the anchor (the sums that a normalisation needs, say) belong to it: the kernel replaces them as well.
+Blocks whose results the anchor reads (the sums that a normalisation needs, say) belong to it: the kernel replaces them
+as well.
 """
 
 from __future__ import annotations
@@ -78,21 +79,22 @@ def read_fused(function: Any) -> Fused | None:
     if len(anchors) != 1:
         return None
     (anchor,) = anchors
-    place = next(i for i, block in enumerate(blocks) if block.same_as(anchor))
+    before = _before(blocks, anchor)
+    after = [block for block in blocks if not block.same_as(anchor) and _position(before, block) is None]
     notes = {str(k).removeprefix("graphopt."): v for k, v in anchor.annotations.items()}
     result = anchor.writes[0].source
     output = function.params[-1]
-    epilogue = _epilogue(blocks[place + 1 :], result, output)
-    if epilogue is None:
+    epilogue = _epilogue(after, result, output)
+    if epilogue is None or _read_any(after, before):
         return None
     params = list(function.params)
-    read = [r.source for block in blocks[: place + 1] for r in block.reads]
+    read = [r.source for block in (*before, anchor) for r in block.reads]
     unique: list[Any] = []
     for buffer in read:
         known = _position(params, buffer) is not None and _position(unique, buffer) is None
         if known and not buffer.same_as(output):
             unique.append(buffer)
-    return Fused(function, anchor, tuple(blocks[:place]), notes, tuple(unique), result, epilogue)
+    return Fused(function, anchor, tuple(before), notes, tuple(unique), result, epilogue)
 
 
 def _blocks(statement: Any) -> list[Any]:
@@ -101,6 +103,23 @@ def _blocks(statement: Any) -> list[Any]:
     if isinstance(statement, tirx.For):
         return _blocks(statement.body)
     return [statement.block] if isinstance(statement, s_tir.SBlockRealize) else []
+
+
+def _before(blocks: Sequence[Any], anchor: Any) -> list[Any]:
+    """The blocks whose results the anchor reads, or one of these reads. Others only happen to stand before it."""
+    wanted = [read.source for read in anchor.reads]
+    found: list[Any] = []
+    for block in reversed(blocks):
+        if not block.same_as(anchor) and _position(wanted, block.writes[0].source) is not None:
+            found.insert(0, block)
+            wanted += [read.source for read in block.reads]
+    return found
+
+
+def _read_any(blocks: Sequence[Any], writers: Sequence[Any]) -> bool:
+    """Whether a block reads what one of the writers writes, which a kernel in their place does not keep."""
+    written = [block.writes[0].source for block in writers]
+    return any(_position(written, read.source) is not None for block in blocks for read in block.reads)
 
 
 def _epilogue(blocks: Sequence[Any], source: Any, output: Any) -> Epilogue | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,15 +10,11 @@ from tvm import relax, te, tirx
 from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.layout import Ordered, ordered, plain, reshaped
 from graphopt.backends.tvm.operators.packed import packed_convolution, packs
+from graphopt.backends.tvm.operators.transposed import per_axis, transposed_with_kernel, with_row
 from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, static_shape, wide
 
 aten = torch.ops.aten
 op = relax.op
-
-
-def _per_axis(value: int | Sequence[int], rank: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * rank if len(values) == 1 else values
 
 
 @converts(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, layout="any")
@@ -54,7 +49,7 @@ def conv_named_padding(
     kernel = static_shape(weight, "the convolution's weight")[2:]
     before = [0] * rank
     if padding == "same":
-        before = [d * (k - 1) // 2 for d, k in zip(_per_axis(dilation, rank), kernel, strict=True)]
+        before = [d * (k - 1) // 2 for d, k in zip(per_axis(dilation, rank), kernel, strict=True)]
     return convolution(call, input, weight, bias, stride, before, dilation, False, 0, groups)
 
 
@@ -93,13 +88,15 @@ def convolution(
     rank = len(shape_of(weight)) - 2
     if not transposed and packs(call, weight, input) and rank in (1, 2) and len(ordered(input).order) == rank + 2:
         return _with_kernel(call, input, weight, bias, (stride, padding, dilation), groups)
+    if transposed and rank in (1, 2) and packs(call, weight, input) and len(ordered(input).order) == rank + 2:
+        return transposed_with_kernel(call, input, weight, bias, (stride, padding, dilation), groups)
     x, w = call.cast(plain(call, input), dtype), call.cast(weight, dtype)
     result_shape = call.shape
     unbatched = len(shape_of(x)) == rank + 1
     if unbatched:
         x, result_shape = call.reshape(x, [1, *shape_of(x)]), [1, *call.shape]
     static_shape(w, "the convolution's weight")
-    steps, pads, holes = (_per_axis(value, rank) for value in (stride, padding, dilation))
+    steps, pads, holes = (per_axis(value, rank) for value in (stride, padding, dilation))
     if transposed:
         result = _transposed(call, x, w, steps, pads, holes, groups, result_shape)
     else:
@@ -113,21 +110,17 @@ def convolution(
 def _with_kernel(call: Call, x: Any, weight: Any, bias: Any, steps: tuple[Any, Any, Any], groups: int) -> Any:
     """A convolution over images; over sequences, it is one over images of one row."""
     rank = len(shape_of(weight)) - 2
-    stride, padding, dilation = (_per_axis(step, rank) for step in steps)
+    stride, padding, dilation = (per_axis(step, rank) for step in steps)
     shape = call.shape
     if rank == 1:
-        x, weight = reshaped(call, x, _with_row(ordered(x).shape)), call.reshape(weight, _with_row(shape_of(weight)))
-        stride, padding, dilation, shape = [1, *stride], [0, *padding], [1, *dilation], _with_row(shape)
+        x, weight = reshaped(call, x, with_row(ordered(x).shape)), call.reshape(weight, with_row(shape_of(weight)))
+        stride, padding, dilation, shape = [1, *stride], [0, *padding], [1, *dilation], with_row(shape)
     size, kernel = ordered(x).shape[2:], shape_of(weight)[2:]
     window = Window(*((pair[0], pair[1]) for pair in (size, shape[2:], kernel, stride, padding, dilation)))
     result = packed_convolution(call, x, weight, window, groups)
     if bias is not None:
         result = Ordered(call.emit(op.add(result.value, bias)), result.order)
     return reshaped(call, result, call.shape) if rank == 1 else result
-
-
-def _with_row(shape: Sequence[Any]) -> list[Any]:
-    return [*shape[:2], 1, *shape[2:]]
 
 
 def _direct(
