@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from graphopt.backends.tvm.kernels.geometry import Window
-from tests.compare import relative_error
 
-__all__ = ["Geometry", "channels_last", "convolved", "largest_error"]
+__all__ = ["Geometry", "channels_last", "convolved"]
 
 Pair = tuple[int, int]
 
@@ -53,9 +51,3 @@ def convolved(x: Tensor, weight: Tensor, geometry: Geometry, groups: int = 1) ->
     return channels_last(
         F.conv2d(padded, weight.double(), stride=geometry.stride, dilation=geometry.dilation, groups=groups)
     )
-
-
-def largest_error(ours: Tensor, expected: Tensor) -> float:
-    """The error relative to the largest number expected, once NaN is where NaN is expected and nowhere else."""
-    assert torch.equal(ours.isnan(), expected.isnan()), "NaN in the wrong places"
-    return relative_error(ours, expected)

@@ -17,8 +17,8 @@ from graphopt.backends.tvm.kernels.concatenation import concatenation, concatena
 from graphopt.backends.tvm.kernels.fused import Fused
 from graphopt.backends.tvm.kernels.machine import Machine
 from tests.backends.kernels.building import a_machine, apply, bias_residual_relu, compiled, examples, operand, size
-from tests.backends.kernels.images import largest_error
 from tests.backends.kernels.typed import TypedLibrary, compiled_typed
+from tests.compare import relative_error
 
 Shapes = Sequence[Sequence[Any]]
 
@@ -127,8 +127,8 @@ def test_what_follows_is_computed_on_the_way(axis: int) -> None:
     joined = torch.cat(values, axis).double()
     b, r = torch.randn(joined.shape[-1]), torch.randn(joined.shape)
     ours = compiled({"kernel": function})["kernel"](*values, b, r, shape=joined.shape)
-    assert largest_error(ours.double(), (joined + b + r).relu()) < 1e-6
-    assert largest_error((ours * 1.01).double(), (joined + b + r).relu()) > 1e-3
+    assert relative_error(ours.double(), (joined + b + r).relu()) < 1e-6
+    assert relative_error((ours * 1.01).double(), (joined + b + r).relu()) > 1e-3
 
 
 def test_what_follows_may_be_of_another_dtype() -> None:
@@ -223,5 +223,5 @@ def test_one_percent_and_one_place_are_seen() -> None:
     kernel = compiled_typed({"kernel": lowered(shapes, 1, a_machine())})["kernel"]
     values = [torch.randn(*shape) for shape in shapes]
     ours = kernel([values[0] * 1.01, values[1]], (2, 12), torch.float32)
-    assert largest_error(ours, torch.cat(values, 1)) > 1e-3
+    assert relative_error(ours, torch.cat(values, 1)) > 1e-3
     assert not torch.equal(kernel([values[0], values[1].roll(1, 1)], (2, 12), torch.float32), torch.cat(values, 1))

@@ -29,7 +29,8 @@ from tests.backends.kernels.building import (
     packed,
     size,
 )
-from tests.backends.kernels.images import Geometry, channels_last, convolved, largest_error
+from tests.backends.kernels.images import Geometry, channels_last, convolved
+from tests.compare import relative_error
 
 LIMIT = 2e-6
 BLOCKS = a_machine(threads=2, l2=256)
@@ -78,7 +79,7 @@ class Case:
             shape=shape,
         )
         expected = (convolved(x, weight, self.geometry, self.groups) + bias + residual).relu()
-        return largest_error(ours.double(), expected)
+        return relative_error(ours.double(), expected)
 
 
 def check(cases: dict[str, Case]) -> None:
@@ -256,7 +257,7 @@ def test_what_reads_the_convolution_twice_or_another_tensor_turned_is_right() ->
     kernel = built(convolution_kernel, a_machine(), [x, w, other], last)
     ours = kernel(channels_last(image), packed(weight.permute(0, 2, 3, 1), 1, 8), third, shape=(1, 8, 8, 8))
     expected = convolved(image, weight, Geometry((8, 8), before=(1, 1), after=(1, 1))) ** 2 + third.transpose(1, 2)
-    assert largest_error(ours.double(), expected) < LIMIT
+    assert relative_error(ours.double(), expected) < LIMIT
 
 
 def test_a_sum_over_the_convolution_is_refused() -> None:

@@ -25,7 +25,8 @@ from tests.backends.kernels.building import (
     operand,
     size,
 )
-from tests.backends.kernels.images import Geometry, channels_last, convolved, largest_error
+from tests.backends.kernels.images import Geometry, channels_last, convolved
+from tests.compare import relative_error
 
 LIMIT = 2e-6
 MACHINES = [a_machine(4), a_machine(16), a_machine(threads=2)]
@@ -58,7 +59,7 @@ class Case:
         packed = weight[:, 0].permute(1, 2, 0).contiguous() * factor
         ours = kernel(channels_last(x), packed, bias, residual, shape=shape)
         expected = (convolved(x, weight, self.geometry, self.channels) + bias + residual).relu()
-        return largest_error(ours.double(), expected)
+        return relative_error(ours.double(), expected)
 
 
 def check(cases: dict[str, Case]) -> None:

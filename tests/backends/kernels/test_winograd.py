@@ -29,7 +29,8 @@ from tests.backends.kernels.building import (
     packed,
     size,
 )
-from tests.backends.kernels.images import Geometry, channels_last, convolved, largest_error
+from tests.backends.kernels.images import Geometry, channels_last, convolved
+from tests.compare import relative_error
 
 LIMIT = {2: 2e-6, 4: 6e-6}
 """What the module claims for squares of four; squares of two are as exact as the direct form, within its limit."""
@@ -74,7 +75,7 @@ class Case:
         turned = torch.stack([packed(position, 1, lanes) for position in transformed_weight(weight, self.m)])
         back = torch.from_numpy(SQUARES[self.m].back).float()
         ours = kernel(channels_last(x) * factor, turned, back, bias, residual, shape=shape)
-        return largest_error(ours.double(), (convolved(x, weight, self.geometry) + bias + residual).relu())
+        return relative_error(ours.double(), (convolved(x, weight, self.geometry) + bias + residual).relu())
 
 
 def check(cases: dict[str, Case]) -> None:
@@ -132,7 +133,7 @@ def test_images_of_numbers_of_any_sign_and_of_one_stay_within_the_claim(m: int, 
     turned = torch.stack([packed(position, 1, 8) for position in transformed_weight(weight, m)])
     back, shape = torch.from_numpy(SQUARES[m].back).float(), (1, 8, 8, 16)
     ours = kernel(channels_last(x), turned, back, torch.zeros(16), torch.zeros(shape), shape=shape)
-    assert largest_error(ours.double(), convolved(x, weight, case.geometry).relu()) < LIMIT[m]
+    assert relative_error(ours.double(), convolved(x, weight, case.geometry).relu()) < LIMIT[m]
 
 
 @examples(2)
@@ -199,7 +200,7 @@ def test_the_specification_itself_is_the_convolution() -> None:
     data, weight = torch.randn(1, 8, 8, 8), torch.randn(8, 8, 3, 3)
     turned = torch.stack([packed(position, 1, 8) for position in transformed_weight(weight, 2)])
     ours = kernel(channels_last(data), turned, torch.from_numpy(SQUARES[2].back).float(), shape=(1, 8, 8, 8))
-    assert largest_error(ours.double(), convolved(data, weight, image(8, 8))) < LIMIT[2]
+    assert relative_error(ours.double(), convolved(data, weight, image(8, 8))) < LIMIT[2]
 
 
 def test_the_model_takes_large_images_with_many_channels() -> None:
