@@ -68,22 +68,29 @@ def built(rule: Rule, machine: Machine, operands: Sequence[te.Tensor], result: t
 
 def _callable(function: Any) -> Library:
     def run(*tensors: Tensor, shape: Sequence[int]) -> Tensor:
-        whole, result = _between_nan(torch.zeros(*shape))
-        inputs = [_between_nan(tensor)[1] for tensor in tensors]
+        whole, result = _between(_ORDINARY, torch.full(tuple(shape), _ODD))
+        inputs = [_between(_ODD, tensor)[1] for tensor in tensors]
         function(*(ffi().from_dlpack(tensor) for tensor in (*inputs, result)))
-        assert whole[:_GUARD].isnan().all() and whole[-_GUARD:].isnan().all(), "written outside of the result"
+        for guard in (whole[:_GUARD], whole[-_GUARD:]):
+            assert bool((guard == _ORDINARY).all()), "written outside of the result"
         return result
 
     return run
 
 
 _GUARD = 64
-"""Elements of NaN before and after each tensor: a multiple of any alignment, and what a wrong index would meet."""
+"""Elements before and after each tensor: a multiple of any alignment, and what a wrong index would meet."""
+
+_ODD = float("nan")
+"""What is around operands, and in a result before it is written: no result may depend on it."""
+
+_ORDINARY = 57.0
+"""What is around a result: not what is around operands, which a kernel that reads too far would write there."""
 
 
-def _between_nan(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Memory that begins and ends with NaN, and the copy of a tensor within it."""
-    whole = torch.full((_GUARD + tensor.numel() + _GUARD,), float("nan"))
+def _between(around: float, tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory that begins and ends with a number, and the copy of a tensor within it."""
+    whole = torch.full((_GUARD + tensor.numel() + _GUARD,), around)
     inner = whole[_GUARD:-_GUARD].view(tensor.shape)
     inner.copy_(tensor)
     return whole, inner

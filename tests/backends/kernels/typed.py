@@ -22,9 +22,6 @@ TypedLibrary = Callable[[Sequence[Tensor], Sequence[int], torch.dtype], Tensor]
 _GUARD = 64
 """Elements before and after each tensor: a multiple of any alignment, whatever the dtype."""
 
-_ORDINARY = 0
-"""What is around a result: not what is around operands, which a kernel that reads too far would write there."""
-
 
 def compiled_typed(functions: Mapping[str, Any]) -> dict[str, TypedLibrary]:
     """Machine code of several functions in one library; each takes operands, and shape and dtype of the result."""
@@ -39,12 +36,12 @@ def compiled_typed(functions: Mapping[str, Any]) -> dict[str, TypedLibrary]:
 
 def _typed(function: Any) -> TypedLibrary:
     def run(operands: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        whole, result = _guarded(torch.full(tuple(shape), _odd(dtype), dtype=dtype), _ORDINARY)
+        whole, result = _guarded(torch.full(tuple(shape), _odd(dtype), dtype=dtype), _ordinary(dtype))
         function(
             *(ffi().from_dlpack(tensor) for tensor in (*(_guarded(x, _odd(x.dtype))[1] for x in operands), result))
         )
         for guard in (whole[:_GUARD], whole[-_GUARD:]):
-            assert bool((guard == torch.tensor(_ORDINARY, dtype=dtype)).all()), "written outside of the result"
+            assert bool((guard == torch.tensor(_ordinary(dtype), dtype=dtype)).all()), "written outside of the result"
         return result
 
     return run
@@ -55,6 +52,11 @@ def _odd(dtype: torch.dtype) -> Any:
     if dtype.is_floating_point:
         return float("nan")
     return True if dtype == torch.bool else 113
+
+
+def _ordinary(dtype: torch.dtype) -> Any:
+    """What is around a result: not what is around operands, which a kernel that reads too far would write there."""
+    return False if dtype == torch.bool else 57
 
 
 def _guarded(tensor: Tensor, around: Any) -> tuple[Tensor, Tensor]:
