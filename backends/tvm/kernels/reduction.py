@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm import tirx
 
-from graphopt.backends.tvm.kernels.emit import Code, index, unravelled
+from graphopt.backends.tvm.kernels.emit import Code, index, unravelled, vector
 from graphopt.backends.tvm.kernels.fused import Fused, substituted
 from graphopt.backends.tvm.kernels.machine import Machine
 
@@ -19,6 +19,10 @@ __all__ = ["reduction_kernel"]
 
 _SERIAL_ELEMENTS = 4096
 """A result whose computation reads fewer elements is not worth a second thread."""
+
+
+_SHORT = 128
+"""Sums of fewer elements are formed one by one."""
 
 
 def reduction_kernel(fused: Fused, machine: Machine) -> Any | None:
@@ -59,28 +63,47 @@ def reduction_kernel(fused: Fused, machine: Machine) -> Any | None:
 def _reduce(
     code: Code, fused: Fused, axes: list[Any], reduced: list[Any], at: list[Any], starts: list[Any], lanes: int
 ) -> None:
-    block = fused.anchor
-    sums = [code.local(f"total_{q}", lanes, str(fused.result.dtype)) for q in range(len(starts))]
-    for total, start in zip(sums, starts, strict=True):
-        with code.loop("lane", lanes, "vectorized") as lane:
-            places = dict(zip(axes, [*at, start + lane], strict=True))
-            code.store(total, lane, substituted(block.init.value, {}, places))
+    block, dtype = fused.anchor, str(fused.result.dtype)
+    totals = [code.local(f"total_{q}", lanes, dtype) for q in range(len(starts))]
+    lines = [code.local(f"line_{q}", lanes, dtype) for q in range(len(starts))] if _in_lines(block, reduced) else totals
 
-    def nest(remaining: list[Any], places: dict[Any, Any]) -> None:
-        if remaining:
-            axis, *inner = remaining
-            with code.loop("k", axis.dom.extent) as k:
-                nest(inner, places | {axis.var: axis.dom.min + k})
-            return
+    def begin(sums: list[Any]) -> None:
+        for total, start in zip(sums, starts, strict=True):
+            with code.loop("lane", lanes, "vectorized") as lane:
+                places = dict(zip(axes, [*at, start + lane], strict=True))
+                code.store(total, lane, substituted(block.init.value, {}, places))
+
+    def step(sums: list[Any], places: dict[Any, Any]) -> None:
         for total, start in zip(sums, starts, strict=True):
             with code.loop("lane", lanes, "vectorized") as lane:
                 here = places | dict(zip(axes, [*at, start + lane], strict=True))
                 code.store(total, lane, substituted(block.body.value, {fused.result: total[lane]}, here))
 
+    def nest(remaining: list[Any], places: dict[Any, Any]) -> None:
+        if not remaining:
+            step(lines, places)
+            return
+        axis, *inner = remaining
+        apart = lines is not totals and not inner
+        if apart:
+            begin(lines)
+        with code.loop("k", axis.dom.extent) as k:
+            nest(inner, places | {axis.var: axis.dom.min + k})
+        if apart:
+            for total, line in zip(totals, lines, strict=True):
+                code.store(total, vector(0, lanes), total[vector(0, lanes)] + line[vector(0, lanes)])
+
+    begin(totals)
     nest(reduced, {})
-    for total, start in zip(sums, starts, strict=True):
+    for total, start in zip(totals, starts, strict=True):
         with code.loop("lane", lanes, "vectorized") as lane:
             fused.epilogue.emit(code, total[lane], [*at, start + lane])
+
+
+def _in_lines(block: Any, reduced: list[Any]) -> bool:
+    """Whether to add up lines first and then their sums: rounding errors grow with the length of a sum."""
+    elements = _constant([axis.dom.extent for axis in reduced])
+    return isinstance(block.body.value, tirx.Add) and len(reduced) > 1 and not 0 < elements < _SHORT
 
 
 def _constant(sizes: list[Any]) -> int:
