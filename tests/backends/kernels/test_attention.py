@@ -167,7 +167,7 @@ LARGER = [(2, 3, 5, 7), (2, 1, 1, 7), (1, 3, 5, 1), (1, 1, 5, 7)]
 def test_masks_of_every_shape(added: bool) -> None:
     usual = Case((3,), 5, 7, 4, 4, added=added, machine=a_machine(4))
     check({str(shape): replace(usual, mask=shape) for shape in SHAPES})
-    check({str(shape): replace(usual, lead=(2, 3), mask=shape) for shape in [*LARGER, (3, 1, 7), (5, 1)]})
+    check({str(shape): replace(usual, lead=(2, 3), mask=shape) for shape in LARGER[added::2]})
 
 
 def test_causal() -> None:
@@ -316,7 +316,7 @@ def test_no_queries_or_keys_at_all() -> None:
         assert _with(case, {LENGTH: length, KEYS: keys}).error(kernel) < LIMIT, (length, keys)
 
 
-@examples(6)
+@examples(4)
 @given(
     lead=st.lists(st.integers(1, 3), max_size=2),
     lengths=st.tuples(st.integers(1, 40), st.integers(1, 40)),

@@ -182,7 +182,7 @@ def _with(case: Case, known: Mapping[int, int]) -> Case:
     )
 
 
-@examples(8)
+@examples(5)
 @given(
     lead=st.lists(st.tuples(st.integers(1, 3), st.sampled_from(("both", "left", "right"))), max_size=2),
     sizes=st.tuples(st.integers(1, 60), st.integers(1, 30), st.integers(0, 50)),

@@ -97,8 +97,9 @@ def check(*cases: Case) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_width(kind: str) -> None:
-    step = 1 if kind in ("layer_norm", "softmax") else 3  # the other two differ from these by an expression
-    check(*(Case(kind, (3, width)) for width in range(1, 71, step)))
+    """In turns: rows are added up and stored by the same code in all kinds."""
+    first = 1 + KINDS.index(kind)
+    check(*(Case(kind, (2, width)) for width in range(first, 71, 3)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,7 +200,7 @@ def test_nan_stays_in_its_row(kind: str) -> None:
         assert kernel([x], case.shape, torch.float32).isnan().any(-1).tolist() == [False, True, False, True]
 
 
-@examples(5)
+@examples(3)
 @given(
     kind=st.sampled_from(KINDS),
     lead=st.lists(st.integers(1, 5), max_size=3),
