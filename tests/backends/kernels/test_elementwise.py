@@ -129,7 +129,7 @@ def turned(sizes: tuple[int, ...], *orders: tuple[int, ...], machine: Machine | 
 
 
 def test_every_width() -> None:
-    check(*(in_place((3, width)) for width in range(1, 34)))
+    check(*(in_place((3, width)) for width in (*range(1, 18), 23, 24, 25, 33)))
     for lanes in (4, 16):
         widths = (1, lanes - 1, lanes, lanes + 1, 3 * lanes - 1, 5 * lanes)
         check(*(in_place((width,), a_machine(lanes)) for width in widths))

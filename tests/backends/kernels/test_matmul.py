@@ -100,8 +100,8 @@ def check(cases: Sequence[Case]) -> None:
 def test_counts_of_rows_columns_and_depths(is_turned: bool) -> None:
     """Up to, at and beyond the rows of a block, and the columns of whole vectors."""
     cases = [
-        *(Case(rows=rows, columns=8) for rows in (1, 2, 5, 7, 13, 48, 49, 100)),
-        *(Case(columns=columns) for columns in (8, 9, 15, 16, 40, 61)),
+        *(Case(rows=rows, columns=8) for rows in (1, 2, 7, 48, 49, 100)),
+        *(Case(columns=columns) for columns in (9, 15, 16, 61)),
         *(Case(depth=depth) for depth in (1, 2, 33)),
         Case(columns=5, machine=a_machine(4)),
         Case(columns=37, machine=a_machine(16)),

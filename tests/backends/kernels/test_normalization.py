@@ -106,7 +106,7 @@ def test_every_width(kind: str) -> None:
 def test_widths_around_vectors_of_other_lanes(kind: str) -> None:
     """Up to four vectors are added side by side."""
     for lanes in (4, 16):
-        widths = (1, lanes - 1, lanes, lanes + 1, 2 * lanes, 3 * lanes + 1, 4 * lanes, 5 * lanes - 1, 8 * lanes)
+        widths = (lanes - 1, lanes, 3 * lanes + 1, 5 * lanes - 1, 8 * lanes)
         check(*(Case(kind, (3, width), a_machine(lanes)) for width in widths))
 
 
@@ -204,7 +204,7 @@ def test_nan_stays_in_its_row(kind: str) -> None:
 @given(
     kind=st.sampled_from(KINDS),
     lead=st.lists(st.integers(1, 5), max_size=3),
-    width=st.integers(1, 300),
+    width=st.integers(1, 100),
     lanes=st.sampled_from((4, 8, 16)),
     followed=st.booleans(),
     free=st.sets(st.integers(0, 3)),
