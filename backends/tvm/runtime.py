@@ -101,6 +101,7 @@ def use_threads(count: int) -> None:
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
     cores += [cores[i % len(cores)] for i in range(count - len(cores))]
+    os.environ["TVM_NUM_THREADS"] = str(len(cores))  # or OMP_NUM_THREADS, meant for others, would limit the pool
     ffi().get_global_func("runtime.config_threadpool")(_ALL_THREADS_SHARE_ALL_CORES, count, cores)
     _pool.count = count
 
