@@ -16,7 +16,7 @@ from graphopt.backends.tvm.kernels.concatenation import concatenation_kernel
 from graphopt.backends.tvm.kernels.convolution import convolution_kernel
 from graphopt.backends.tvm.kernels.coverage import GENERAL, Coverage
 from graphopt.backends.tvm.kernels.depthwise import depthwise_kernel
-from graphopt.backends.tvm.kernels.elementary import in_arithmetic, in_library
+from graphopt.backends.tvm.kernels.elementary import in_arithmetic, in_library, nests
 from graphopt.backends.tvm.kernels.elementwise import elementwise_kernel
 from graphopt.backends.tvm.kernels.fused import Fused, read_fused
 from graphopt.backends.tvm.kernels.machine import Machine
@@ -56,13 +56,16 @@ def _scheduled(function: tirx.PrimFunc, machine: Machine) -> tuple[str, tirx.Pri
     if holds_bfloat16(function.body):
         # TVM has no vectors of bfloat16, and loses it in longer expressions.
         return GENERAL, schedule_function(function)
+    if any(isinstance(size, tirx.IntImm) and int(size) == 0 for size in function.params[-1].shape):
+        return GENERAL, function  # nothing to compute
     fused = read_fused(function)
     if fused is not None:
         for rule in RULES:
             kernel = rule(fused, machine)
             if kernel is not None:
                 return _name(rule), _written_out(kernel, machine)
-    vector_calls = [] if machine.exact else [f"{name}:float32" for name in ELEMENTARY]
+    in_vectors = not machine.exact and not nests(function.body)
+    vector_calls = [f"{name}:float32" for name in ELEMENTARY] if in_vectors else []
     kernel = elementwise_kernel(function, machine, vector_calls)
     if kernel is not None:
         return _name(elementwise_kernel), _written_out(kernel, machine)
@@ -75,4 +78,5 @@ def _name(rule: Callable[..., Any]) -> str:
 
 def _written_out(function: tirx.PrimFunc, machine: Machine) -> tirx.PrimFunc:
     """With exp, sigmoid, tanh and erf as this machine is to have them."""
-    return function.with_body((in_library if machine.exact else in_arithmetic)(function.body))
+    by_library = machine.exact or nests(function.body)
+    return function.with_body((in_library if by_library else in_arithmetic)(function.body))

@@ -9,13 +9,13 @@ erf 4e-7. NaN gives NaN, infinities give the limits; exp is 0 below -86.9, where
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tvm_ffi
 from tvm import ir, tirx
 
-__all__ = ["erf", "exp", "in_arithmetic", "in_library", "sigmoid", "tanh"]
+__all__ = ["erf", "exp", "in_arithmetic", "in_library", "nests", "sigmoid", "tanh"]
 
 _EXP = (1.000000001, 1.000000036, 0.4999999208, 0.1666642017, 0.04166822564, 0.008374815782, 0.001383684192)
 """exp(r) for |r| <= ln(2) / 2."""
@@ -52,12 +52,31 @@ def _polynomial(x: Any, coefficients: Sequence[float]) -> Any:
     return result
 
 
-def _with(value: Any, body: Callable[[Any], Any]) -> Any:
-    """An expression of a value that is computed once."""
-    if isinstance(value, tirx.Var):
-        return body(value)
-    name = tirx.Var("v", value.ty)
-    return tirx.Let(name, value, body(name))
+class _Names:
+    """Values that a formula uses more than once, each computed once, before the formula.
+
+    They are bound one after the other, never within the value of another one: passes of TVM that look at such a value
+    twice would take twice as long for every level.
+    """
+
+    def __init__(self) -> None:
+        self._bound: list[tuple[Any, Any]] = []
+
+    def __call__(self, value: Any) -> Any:
+        while isinstance(value, tirx.Let):
+            self._bound.append((value.var, value.value))
+            value = value.body
+        if isinstance(value, tirx.Var):
+            return value
+        name = tirx.Var("v", value.ty)
+        self._bound.append((name, value))
+        return name
+
+    def before(self, formula: Any) -> Any:
+        """The formula with everything that was bound."""
+        for name, value in reversed(self._bound):
+            formula = tirx.Let(name, value, formula)
+        return formula
 
 
 def exp(x: Any) -> Any:
@@ -66,30 +85,24 @@ def exp(x: Any) -> Any:
     The argument is held between two bounds. Beyond the upper one the result overflows to infinity as it should; at the
     lower one the power is zero.
     """
+    names = _Names()
+    return names.before(_exp(x, names))
 
-    def bounded(x: Any) -> Any:
-        above = tirx.Select(x < _f(_LOWEST), _f(_LOWEST), x)
-        return _with(above, lambda a: tirx.Select(a > _f(_HIGHEST), _f(_HIGHEST), a))
 
-    def scaled(x: Any) -> Any:
-        return _with(x * _f(1 / math.log(2)) + _f(_ROUNDING), lambda shifted: raised(x, shifted))
-
-    def raised(x: Any, shifted: Any) -> Any:
-        exponent = tirx.reinterpret("int32", shifted) + tirx.const(126, "int32")
-        power = tirx.reinterpret("float32", exponent << tirx.const(23, "int32"))
-
-        def product(n: Any) -> Any:
-            rest = x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW)
-            return _with(rest, lambda r: _polynomial(r, [2 * c for c in _EXP]) * power)
-
-        return _with(shifted - _f(_ROUNDING), product)
-
-    return _with(bounded(x), scaled)
+def _exp(x: Any, names: _Names) -> Any:
+    x = _held(x, _LOWEST, _HIGHEST, names)
+    shifted = names(x * _f(1 / math.log(2)) + _f(_ROUNDING))
+    exponent = tirx.reinterpret("int32", shifted) + tirx.const(126, "int32")
+    power = tirx.reinterpret("float32", exponent << tirx.const(23, "int32"))
+    n = names(shifted - _f(_ROUNDING))
+    rest = names(x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW))
+    return _polynomial(rest, [2 * c for c in _EXP]) * power
 
 
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x))."""
-    return _f(1.0) / (_f(1.0) + exp(_f(0.0) - x))
+    names = _Names()
+    return names.before(_f(1.0) / (_f(1.0) + _exp(_f(0.0) - names(x), names)))
 
 
 def tanh(x: Any) -> Any:
@@ -104,21 +117,46 @@ def erf(x: Any) -> Any:
 
 def _odd(x: Any, quotient: tuple[Sequence[float], Sequence[float]], reach: float) -> Any:
     """The argument is held within the reach, the result within one, which rounding may exceed by two units."""
-    above, below = quotient
-
-    def formula(x: Any) -> Any:
-        ratio = _with(x * x, lambda z: x * _polynomial(z, above) / _polynomial(z, below))
-        return _held(ratio, 1.0)
-
-    return _with(_held(x, reach), formula)
+    names, (above, below) = _Names(), quotient
+    x = _held(x, -reach, reach, names)
+    square = names(x * x)
+    ratio = x * _polynomial(square, above) / _polynomial(square, below)
+    return names.before(_held(ratio, -1.0, 1.0, names))
 
 
-def _held(x: Any, bound: float) -> Any:
-    above = _with(x, lambda x: tirx.Select(x < _f(-bound), _f(-bound), x))
-    return _with(above, lambda x: tirx.Select(x > _f(bound), _f(bound), x))
+def _held(x: Any, low: float, high: float, names: _Names) -> Any:
+    """x, or the nearer of two bounds; NaN stays."""
+    x = names(x)
+    x = names(tirx.Select(x < _f(low), _f(low), x))
+    return names(tirx.Select(x > _f(high), _f(high), x))
 
 
 _FORMULAS = {"tirx.exp": exp, "tirx.sigmoid": sigmoid, "tirx.tanh": tanh, "tirx.erf": erf}
+
+
+def nests(code: Any) -> bool:
+    """Whether one of these functions is applied to a result of another (tanh of a sum of sigmoids).
+
+    TVM's simplifier puts what is bound into what is computed from it. Written out, a formula within a formula grows to
+    hundreds of times its size, one more level down to ten thousands.
+    """
+    found = False
+
+    def inside(call: Any) -> None:
+        nonlocal found
+        found = found or _is_ours(call)
+
+    def look(call: Any) -> None:
+        if _is_ours(call) and not found:
+            for argument in call.args:
+                tvm_ffi.structural_walk(argument, (ir.Call, inside))
+
+    tvm_ffi.structural_walk(code, (ir.Call, look))
+    return found
+
+
+def _is_ours(call: Any) -> bool:
+    return getattr(call.op, "name", "") in _FORMULAS and str(call.ty.dtype).startswith("float32")
 
 
 def in_arithmetic(code: Any) -> Any:

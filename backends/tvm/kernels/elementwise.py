@@ -92,6 +92,8 @@ class _Elementwise:
         self.lanes = self.machine.lanes if self.in_vectors else 1
 
     def emit(self) -> None:
+        if any(isinstance(size, tirx.IntImm) and int(size) == 0 for size in self.sizes):
+            return  # nothing to compute
         merged = self._merged_axes()
         if merged > 1:
             self._merge(merged)

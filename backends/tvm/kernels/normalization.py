@@ -111,8 +111,8 @@ class _Rows:
         peak = self._reduced(lambda run: self._load(row, run), -math.inf, tirx.max)
         if int(self.fused.notes["log"]):
             total = self._reduced(lambda run: tirx.exp(self._load(row, run) - lanes_of(peak, run.count)), 0, _add)
-            shift = code.let("shift", peak + tirx.log(total))
-            self._store(row, lambda place: self.source[(*row, place)] - shift)
+            shift = code.let("shift", tirx.log(total))
+            self._store(row, lambda place: self.source[(*row, place)] - peak - shift)
             return
         kept = code.scratch("kept", [self.width])
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from tvm import te, tirx
 
-from graphopt.backends.tvm.kernels.elementary import in_arithmetic
+from graphopt.backends.tvm.kernels.elementary import in_arithmetic, in_library, nests
 from graphopt.backends.tvm.schedule import ELEMENTARY, schedule_function
 from tests.backends.kernels.building import Library, compiled, examples, operand, size
 
@@ -232,15 +232,26 @@ def test_other_functions_are_left_alone() -> None:
         assert _calls(in_arithmetic(body), name), name
 
 
-def test_functions_of_functions_and_what_is_around_them_are_right() -> None:
+def test_what_is_around_and_within_them_is_right() -> None:
     x = operand(4, 64)
-    y = te.compute((4, 64), lambda i, j: tirx.tanh(tirx.exp(x(i, j)) * x(i, j)) + tirx.erf(tirx.sigmoid(x(i, j))))
+    y = te.compute((4, 64), lambda i, j: tirx.tanh(x(i, j) * x(i, j) + 1.0) + tirx.erf(x(i, j)) * tirx.exp(x(i, j)))
     function = te.create_prim_func([x, y], "int64")
+    assert not nests(function.body)
     values = torch.randn(4, 64)
     ours = compiled({"kernel": function.with_body(in_arithmetic(function.body))})["kernel"](values, shape=(4, 64))
     v = values.double()
-    expected = torch.tanh(v.exp() * v) + torch.erf(v.sigmoid())
-    assert float((ours.double() - expected).abs().max()) < 1e-6
+    assert float((ours.double() - (torch.tanh(v * v + 1) + torch.erf(v) * v.exp())).abs().max()) < 1e-5
+
+
+def test_functions_of_functions_are_told_apart_and_left_to_the_library() -> None:
+    x = operand(4, 64)
+    y = te.compute((4, 64), lambda i, j: tirx.tanh(tirx.exp(x(i, j)) * x(i, j)) + tirx.erf(tirx.sigmoid(x(i, j))))
+    function = te.create_prim_func([x, y], "int64")
+    assert nests(function.body)
+    values = torch.randn(4, 64)
+    ours = compiled({"kernel": function.with_body(in_library(function.body))})["kernel"](values, shape=(4, 64))
+    v = values.double()
+    assert float((ours.double() - (torch.tanh(v.exp() * v) + torch.erf(v.sigmoid()))).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("name", CLAIMS)
