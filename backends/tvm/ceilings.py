@@ -15,6 +15,7 @@ from tvm import compile as tvm_compile
 from graphopt.backends.tvm.backend import tvm_target
 from graphopt.backends.tvm.kernels.emit import Code, index, vector
 from graphopt.backends.tvm.kernels.machine import Machine
+from graphopt.backends.tvm.pipeline import CPU_CODE
 from graphopt.backends.tvm.runtime import aligned, ffi, use_threads
 from graphopt.target import this_machine
 
@@ -57,7 +58,7 @@ def measured_ceilings(threads: int) -> Ceilings:
     named = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
     use_threads(threads)
     with transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
-        library = tvm_compile(IRModule(named), target=tvm_target(here), tir_pipeline="s_tir").jit()
+        library = tvm_compile(IRModule(named), target=tvm_target(here), tir_pipeline=CPU_CODE).jit()
     numbers, result = _array(2 * machine.lanes), _array(threads * sums * machine.lanes)
     source, copied = _array(size), _array(size)
     multiply = _best(lambda: library["multiply"](numbers, result))

@@ -11,6 +11,7 @@ from tvm import target as tvm_target
 from graphopt.backends.tvm.kernels import scheduled
 from graphopt.backends.tvm.kernels.coverage import Coverage
 from graphopt.backends.tvm.kernels.machine import Machine
+from graphopt.backends.tvm.pipeline import CPU_CODE
 from graphopt.backends.tvm.repeats import keep_repeats_apart
 from graphopt.backends.tvm.work import Work, work_of
 
@@ -58,7 +59,7 @@ def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Buil
         module = relax.transform.DeadCodeElimination()(module)
         work = {place.name_hint: work_of(f) for place, f in module.functions.items() if isinstance(f, tirx.PrimFunc)}
         module, coverage = scheduled(module, machine)
-        executable = relax.build(_TO_MACHINE(module), target, relax_pipeline=None, tir_pipeline="s_tir")
+        executable = relax.build(_TO_MACHINE(module), target, relax_pipeline=None, tir_pipeline=CPU_CODE)
     return Built(executable, weights, coverage, work)
 
 

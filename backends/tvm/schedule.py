@@ -179,7 +179,7 @@ def _loops_of_kind(schedule: s_tir.Schedule, block: Any, kind: int) -> list[Any]
     return [loop for loop, k in zip(loops, kinds, strict=True) if k == kind] if len(kinds) == len(loops) else []
 
 
-_VECTOR_CALLS = {"fabs", "floor", "ceil", "trunc", "nearbyint", "sqrt", "if_then_else", "log", "likely"}
+_VECTOR_CALLS = {"fabs", "floor", "trunc", "nearbyint", "sqrt", "log"}
 
 
 def vectorizable(block: Any, vector_calls: Collection[str]) -> bool:

@@ -16,7 +16,7 @@ from graphopt.backends.tvm.kernels.concatenation import concatenation_kernel
 from graphopt.backends.tvm.kernels.convolution import convolution_kernel
 from graphopt.backends.tvm.kernels.coverage import GENERAL, Coverage
 from graphopt.backends.tvm.kernels.depthwise import depthwise_kernel
-from graphopt.backends.tvm.kernels.elementary import in_arithmetic, in_library, nests
+from graphopt.backends.tvm.kernels.elementary import depends_on_condition, in_library
 from graphopt.backends.tvm.kernels.elementwise import elementwise_kernel
 from graphopt.backends.tvm.kernels.fused import Fused, read_fused
 from graphopt.backends.tvm.kernels.machine import Machine
@@ -64,8 +64,7 @@ def _scheduled(function: tirx.PrimFunc, machine: Machine) -> tuple[str, tirx.Pri
             kernel = rule(fused, machine)
             if kernel is not None:
                 return _name(rule), _written_out(kernel, machine)
-    in_vectors = not machine.exact and not nests(function.body)
-    vector_calls = [f"{name}:float32" for name in ELEMENTARY] if in_vectors else []
+    vector_calls = [] if _by_library(function, machine) else [f"{name}:float32" for name in ELEMENTARY]
     kernel = elementwise_kernel(function, machine, vector_calls)
     if kernel is not None:
         return _name(elementwise_kernel), _written_out(kernel, machine)
@@ -77,6 +76,9 @@ def _name(rule: Callable[..., Any]) -> str:
 
 
 def _written_out(function: tirx.PrimFunc, machine: Machine) -> tirx.PrimFunc:
-    """With exp, sigmoid, tanh and erf as this machine is to have them."""
-    by_library = machine.exact or nests(function.body)
-    return function.with_body((in_library if by_library else in_arithmetic)(function.body))
+    """With exp, sigmoid, tanh and erf called from the library where arithmetic of their own must not replace them."""
+    return function.with_body(in_library(function.body)) if _by_library(function, machine) else function
+
+
+def _by_library(function: tirx.PrimFunc, machine: Machine) -> bool:
+    return machine.exact or depends_on_condition(function.body)

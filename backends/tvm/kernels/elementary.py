@@ -15,7 +15,9 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, tirx
 
-__all__ = ["erf", "exp", "in_arithmetic", "in_library", "nests", "sigmoid", "tanh"]
+from graphopt.backends.tvm.kernels.emit import Code, vector
+
+__all__ = ["depends_on_condition", "in_arithmetic", "in_library"]
 
 _EXP = (1.000000001, 1.000000036, 0.4999999208, 0.1666642017, 0.04166822564, 0.008374815782, 0.001383684192)
 """exp(r) for |r| <= ln(2) / 2."""
@@ -41,104 +43,97 @@ _ROUNDING = 1.5 * 2**23
 """Added to a number of moderate size, this leaves the nearest integer in the last bits."""
 
 
-def _f(value: float) -> Any:
-    return tirx.const(value, "float32")
-
-
 def _polynomial(x: Any, coefficients: Sequence[float]) -> Any:
-    result = _f(coefficients[-1])
+    result = _like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
-        result = result * x + _f(coefficient)
+        result = result * x + _like(x, coefficient)
     return result
 
 
-class _Names:
-    """Values that a formula uses more than once, each computed once, before the formula.
+def _like(x: Any, value: float) -> Any:
+    """A constant of the dtype of x, in as many lanes."""
+    return tirx.const(value, x.ty.dtype)
 
-    They are bound one after the other, never within the value of another one: passes of TVM that look at such a value
-    twice would take twice as long for every level.
+
+class _Names:
+    """Values that a formula uses more than once, each computed once, in statements before the formula's.
+
+    They pass through memory, as far as TVM can tell (LLVM keeps them in registers): TVM's simplifier would put a bound
+    value into what is computed from it, and so on. A formula would grow to a hundred times its size, and a formula of
+    a formula to ten thousand times.
     """
 
     def __init__(self) -> None:
-        self._bound: list[tuple[Any, Any]] = []
+        self.code = Code()
 
     def __call__(self, value: Any) -> Any:
-        while isinstance(value, tirx.Let):
-            self._bound.append((value.var, value.value))
-            value = value.body
-        if isinstance(value, tirx.Var):
-            return value
-        name = tirx.Var("v", value.ty)
-        self._bound.append((name, value))
-        return name
-
-    def before(self, formula: Any) -> Any:
-        """The formula with everything that was bound."""
-        for name, value in reversed(self._bound):
-            formula = tirx.Let(name, value, formula)
-        return formula
+        lanes = int(getattr(value.ty.dtype, "lanes", 1))
+        place = vector(0, lanes)
+        kept = self.code.local("v", lanes)
+        self.code.store(kept, place, value)
+        return kept[place]
 
 
-def exp(x: Any) -> Any:
+def _exp(x: Any, names: _Names) -> Any:
     """exp(n ln 2 + r) = 2^n exp(r), where n is the nearest integer to x / ln 2.
 
     The argument is held between two bounds. Beyond the upper one the result overflows to infinity as it should; at the
     lower one the power is zero.
     """
-    names = _Names()
-    return names.before(_exp(x, names))
-
-
-def _exp(x: Any, names: _Names) -> Any:
     x = _held(x, _LOWEST, _HIGHEST, names)
-    shifted = names(x * _f(1 / math.log(2)) + _f(_ROUNDING))
-    exponent = tirx.reinterpret("int32", shifted) + tirx.const(126, "int32")
-    power = tirx.reinterpret("float32", exponent << tirx.const(23, "int32"))
-    n = names(shifted - _f(_ROUNDING))
-    rest = names(x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW))
+    integers = str(x.ty.dtype).replace("float", "int")
+    shifted = names(x * _like(x, 1 / math.log(2)) + _like(x, _ROUNDING))
+    exponent = tirx.reinterpret(integers, shifted) + tirx.const(126, integers)
+    power = tirx.reinterpret(x.ty.dtype, exponent << tirx.const(23, integers))
+    n = names(shifted - _like(x, _ROUNDING))
+    rest = names(x - n * _like(x, _LN2_HIGH) - n * _like(x, _LN2_LOW))
     return _polynomial(rest, [2 * c for c in _EXP]) * power
 
 
-def sigmoid(x: Any) -> Any:
+def _sigmoid(x: Any, names: _Names) -> Any:
     """1 / (1 + exp(-x))."""
-    names = _Names()
-    return names.before(_f(1.0) / (_f(1.0) + _exp(_f(0.0) - names(x), names)))
+    one = _like(x, 1.0)
+    return one / (one + _exp(_like(x, 0.0) - names(x), names))
 
 
-def tanh(x: Any) -> Any:
+def _tanh(x: Any, names: _Names) -> Any:
     """x P(x^2) / Q(x^2)."""
-    return _odd(x, _TANH, _TANH_REACH)
+    return _odd(x, _TANH, _TANH_REACH, names)
 
 
-def erf(x: Any) -> Any:
+def _erf(x: Any, names: _Names) -> Any:
     """x P(x^2) / Q(x^2)."""
-    return _odd(x, _ERF, _ERF_REACH)
+    return _odd(x, _ERF, _ERF_REACH, names)
 
 
-def _odd(x: Any, quotient: tuple[Sequence[float], Sequence[float]], reach: float) -> Any:
+def _odd(x: Any, quotient: tuple[Sequence[float], Sequence[float]], reach: float, names: _Names) -> Any:
     """The argument is held within the reach, the result within one, which rounding may exceed by two units."""
-    names, (above, below) = _Names(), quotient
+    above, below = quotient
     x = _held(x, -reach, reach, names)
     square = names(x * x)
     ratio = x * _polynomial(square, above) / _polynomial(square, below)
-    return names.before(_held(ratio, -1.0, 1.0, names))
+    return _held(ratio, -1.0, 1.0, names)
 
 
 def _held(x: Any, low: float, high: float, names: _Names) -> Any:
     """x, or the nearer of two bounds; NaN stays."""
     x = names(x)
-    x = names(tirx.Select(x < _f(low), _f(low), x))
-    return names(tirx.Select(x > _f(high), _f(high), x))
+    x = names(tirx.Select(x < _like(x, low), _like(x, low), x))
+    return names(tirx.Select(x > _like(x, high), _like(x, high), x))
 
 
-_FORMULAS = {"tirx.exp": exp, "tirx.sigmoid": sigmoid, "tirx.tanh": tanh, "tirx.erf": erf}
+_FORMULAS = {"tirx.exp": _exp, "tirx.sigmoid": _sigmoid, "tirx.tanh": _tanh, "tirx.erf": _erf}
 
 
-def nests(code: Any) -> bool:
-    """Whether one of these functions is applied to a result of another (tanh of a sum of sigmoids).
+def _is_ours(call: Any) -> bool:
+    return getattr(call.op, "name", "") in _FORMULAS and str(call.ty.dtype).split("x")[0] == "float32"
 
-    TVM's simplifier puts what is bound into what is computed from it. Written out, a formula within a formula grows to
-    hundreds of times its size, one more level down to ten thousands.
+
+def depends_on_condition(code: Any) -> bool:
+    """Whether one of these functions is applied only where a condition holds (padding after exp, say).
+
+    Its argument may not exist elsewhere, so that it cannot be computed in a statement before. The same holds within
+    an expression that names a value.
     """
     found = False
 
@@ -147,26 +142,42 @@ def nests(code: Any) -> bool:
         found = found or _is_ours(call)
 
     def look(call: Any) -> None:
-        if _is_ours(call) and not found:
-            for argument in call.args:
-                tvm_ffi.structural_walk(argument, (ir.Call, inside))
+        if getattr(call.op, "name", "") == "prim.if_then_else":
+            tvm_ffi.structural_walk(call, (ir.Call, inside))
 
-    tvm_ffi.structural_walk(code, (ir.Call, look))
+    def name(let: Any) -> None:
+        tvm_ffi.structural_walk(let, (ir.Call, inside))
+
+    tvm_ffi.structural_walk(code, [(ir.Call, look), (tirx.Let, name)])
     return found
 
 
-def _is_ours(call: Any) -> bool:
-    return getattr(call.op, "name", "") in _FORMULAS and str(call.ty.dtype).startswith("float32")
-
-
 def in_arithmetic(code: Any) -> Any:
-    """An expression or statement with these functions of float32 written out."""
+    """A statement with these functions of float32 written out, wherever a value is stored or bound.
 
-    def written_out(call: Any) -> Any:
-        formula = _FORMULAS.get(getattr(call.op, "name", ""))
-        return formula(call.args[0]) if formula and str(call.ty.dtype) == "float32" else call
+    Loops are in vectors already: TVM takes statements like these, within a loop that it is to make a vector of, apart
+    into single numbers.
+    """
 
-    return tvm_ffi.structural_map(code, (ir.Call, written_out), order="post")
+    def value_of(value: Any) -> tuple[Any, Code]:
+        names = _Names()
+
+        def written_out(call: Any) -> Any:
+            return _FORMULAS[call.op.name](call.args[0], names) if _is_ours(call) else call
+
+        return tvm_ffi.structural_map(value, (ir.Call, written_out), order="post"), names.code
+
+    def stored(store: Any) -> Any:
+        value, code = value_of(store.value)
+        code.add(tirx.BufferStore(store.buffer, value, store.indices))
+        return code.done()
+
+    def bound(bind: Any) -> Any:
+        value, code = value_of(bind.value)
+        code.add(tirx.Bind(bind.var, value))
+        return code.done()
+
+    return tvm_ffi.structural_map(code, [(tirx.BufferStore, stored), (tirx.Bind, bound)], order="post")
 
 
 _LIBRARY = {"float32": "f", "float64": ""}

@@ -16,6 +16,7 @@ from graphopt.backends.tvm.backend import tvm_target
 from graphopt.backends.tvm.kernels.fused import read_fused
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import packed_vectors
+from graphopt.backends.tvm.pipeline import CPU_CODE
 from graphopt.backends.tvm.runtime import ffi, use_threads
 from graphopt.target import this_machine
 
@@ -57,7 +58,7 @@ def compiled(functions: Mapping[str, Any]) -> dict[str, Library]:
     module = tirx.transform.ConvertSSA()(IRModule(named))
     use_threads(1)
     with transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
-        library = tvm_compile(module, target=tvm_target(this_machine()), tir_pipeline="s_tir").jit()
+        library = tvm_compile(module, target=tvm_target(this_machine()), tir_pipeline=CPU_CODE).jit()
     return {name: _callable(library[name]) for name in functions}
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from tvm import te, tirx
 
 from graphopt.backends.tvm.kernels.attention import attention, attention_kernel
-from graphopt.backends.tvm.kernels.elementary import in_arithmetic
 from graphopt.backends.tvm.kernels.machine import Machine
 from tests.backends.kernels.building import a_machine, apply, bias_residual_relu, examples, operand, size
 from tests.backends.kernels.typed import TypedLibrary, compiled_typed
@@ -121,9 +120,7 @@ class Case:
 
 def libraries(functions: Mapping[str, Any]) -> dict[str, TypedLibrary]:
     """Machine code of kernels, with exp as it is by default."""
-    return compiled_typed(
-        {name: function.with_body(in_arithmetic(function.body)) for name, function in functions.items()}
-    )
+    return compiled_typed(functions)
 
 
 def check(cases: Mapping[str, Case]) -> None:

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from tvm import te, tirx
 
-from graphopt.backends.tvm.kernels.elementary import in_arithmetic
 from graphopt.backends.tvm.kernels.elementwise import elementwise_kernel
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.schedule import ELEMENTARY
@@ -31,8 +30,7 @@ VECTOR_CALLS = [f"{name}:float32" for name in ELEMENTARY]
 def lowered(operands: Sequence[te.Tensor], result: te.Tensor, machine: Machine | None = None) -> Any | None:
     """The kernel, with elementary functions as they are by default; None when it is refused."""
     function = te.create_prim_func([*operands, result], "int64")
-    kernel = elementwise_kernel(function, machine or a_machine(), VECTOR_CALLS)
-    return None if kernel is None else kernel.with_body(in_arithmetic(kernel.body))
+    return elementwise_kernel(function, machine or a_machine(), VECTOR_CALLS)
 
 
 @dataclass(frozen=True)

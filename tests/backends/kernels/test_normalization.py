@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from tvm import te, tirx
 
-from graphopt.backends.tvm.kernels.elementary import in_arithmetic
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.normalization import normalization_kernel, softmax, standardized
 from tests.backends.kernels.building import a_machine, apply, bias_residual_relu, examples, operand, size
@@ -79,7 +78,7 @@ class Case:
 
 def libraries(functions: Mapping[str, Any]) -> dict[str, TypedLibrary]:
     """Machine code of kernels, with exp as it is by default."""
-    return compiled_typed({name: f.with_body(in_arithmetic(f.body)) for name, f in functions.items()})
+    return compiled_typed(functions)
 
 
 def both(case: Case) -> list[TypedLibrary]:

@@ -12,6 +12,7 @@ from tvm import IRModule, tirx, transform
 from tvm import compile as tvm_compile
 
 from graphopt.backends.tvm.backend import tvm_target
+from graphopt.backends.tvm.pipeline import CPU_CODE
 from graphopt.backends.tvm.runtime import ffi, use_threads
 from graphopt.target import this_machine
 
@@ -30,7 +31,7 @@ def compiled_typed(functions: Mapping[str, Any]) -> dict[str, TypedLibrary]:
     module = tirx.transform.ConvertSSA()(IRModule(named))
     use_threads(1)
     with transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
-        library = tvm_compile(module, target=tvm_target(this_machine()), tir_pipeline="s_tir").jit()
+        library = tvm_compile(module, target=tvm_target(this_machine()), tir_pipeline=CPU_CODE).jit()
     return {name: _typed(library[name]) for name in functions}
 
 
