@@ -120,7 +120,8 @@ def test_wheel_holds_every_module(tmp_path: Path) -> None:
         for name, path in modules().items()
     }
     assert expected <= names, expected - names
-    assert {"graphopt/py.typed", "graphopt/targets.json", "graphopt/cpus.json"} <= names
+    data = {"py.typed", "targets.json", "cpus.json", "backends/tvm/threads.ll"}
+    assert {f"graphopt/{name}" for name in data} <= names
     assert not {name.split("/")[0] for name in names if not name.startswith("graphopt")}
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from graphopt.backend import Artifact, is_torch
-from graphopt.backends.tvm.runtime import Machine, to_numpy, use_threads
+from graphopt.backends.tvm.runtime import Machine, to_numpy
 from graphopt.errors import UsageError
 from graphopt.signature import Signature
 from graphopt.target import Target, why_not_here
@@ -45,12 +45,11 @@ class TvmArtifact(Artifact):
         self.weights = weights
         self.built = built
         self.exact_float = exact_float
-        self._machine = None if module is None else Machine(module, weights)
+        self._machine = None if module is None else Machine(module, weights, threads)
 
     def run(self, tensors: list[Any]) -> list[Any]:
         if self._machine is None:
             raise self._foreign()
-        use_threads(self.threads)
         results = self._machine.run(tensors)
         if any(is_torch(tensor) for tensor in tensors):
             from torch.utils.dlpack import from_dlpack

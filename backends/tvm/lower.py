@@ -13,6 +13,7 @@ from graphopt.backends.tvm.kernels.coverage import Coverage
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.pipeline import CPU_CODE
 from graphopt.backends.tvm.repeats import keep_repeats_apart
+from graphopt.backends.tvm.threads import with_threads
 from graphopt.backends.tvm.work import Work, work_of
 
 __all__ = ["Built", "build"]
@@ -59,7 +60,8 @@ def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Buil
         module = relax.transform.DeadCodeElimination()(module)
         work = {place.name_hint: work_of(f) for place, f in module.functions.items() if isinstance(f, tirx.PrimFunc)}
         module, coverage = scheduled(module, machine)
-        executable = relax.build(_TO_MACHINE(module), target, relax_pipeline=None, tir_pipeline=CPU_CODE)
+        module = with_threads(_TO_MACHINE(module), str(target.attrs["mtriple"]).partition("-")[0])
+        executable = relax.build(module, target, relax_pipeline=None, tir_pipeline=CPU_CODE)
     return Built(executable, weights, coverage, work)
 
 

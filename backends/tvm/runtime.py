@@ -11,6 +11,7 @@ import ctypes
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from functools import cache
 from importlib.machinery import PathFinder
@@ -21,7 +22,10 @@ import numpy as np
 
 from graphopt.errors import GraphoptError, InputError
 
-__all__ = ["Machine", "aligned", "ffi", "to_numpy", "use_threads"]
+__all__ = ["START_THREADS", "STOP_THREADS", "Machine", "aligned", "ffi", "to_numpy", "use_threads"]
+
+START_THREADS, STOP_THREADS = "graphopt_start_threads", "graphopt_stop_threads"
+"""Functions of every compiled library, for the threads that run its loops."""
 
 _ALIGNMENT = 64
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
@@ -59,18 +63,25 @@ def _library(name: str) -> Path:
 
 
 class Machine:
-    """The virtual machine of one loaded module; `main` takes the inputs and then the weights."""
+    """The virtual machine of one loaded module, and its threads; `main` takes the inputs and then the weights."""
 
-    def __init__(self, module: Any, weights: list[Any]) -> None:
+    def __init__(self, module: Any, weights: list[Any], threads: int) -> None:
         self._ffi = ffi()
+        with _starting:
+            module.get_function(START_THREADS, query_imports=True)(threads)
+        stop = module.get_function(STOP_THREADS, query_imports=True)
+        weakref.finalize(self, _stop_threads, stop, os.getpid())
         self._machine = module["vm_load_executable"]()
         self._machine["vm_initialization"](_CPU, 0, _POOLED)
         self._main = self._machine["main"]
         self._weights = weights
+        self._one_at_a_time = threading.Lock()
 
     def run(self, tensors: list[Any]) -> list[Any]:
-        """Run on numpy arrays or torch tensors; returns TVM tensors."""
-        return list(self._main(*(self._input(tensor) for tensor in tensors), *self._weights))
+        """Run on numpy arrays or torch tensors; returns TVM tensors. Calls of several threads wait for one another."""
+        inputs = [self._input(tensor) for tensor in tensors]
+        with self._one_at_a_time:  # the virtual machine keeps the state of its call
+            return list(self._main(*inputs, *self._weights))
 
     def watch(self, watch: Callable[..., int] | None) -> None:
         """Call a function before and after every function of the module, or no more."""
@@ -86,12 +97,21 @@ class Machine:
         return self._ffi.from_dlpack(dense if dense.data_ptr() % _ALIGNMENT == 0 else dense.clone())
 
 
+def _stop_threads(stop: Any, process: int) -> None:
+    if os.getpid() == process:  # a forked process has no threads but the one that forked
+        with _starting:
+            stop()
+
+
+_starting = threading.RLock()
+"""Held while threads are started or stopped; again by the same thread when it collects garbage meanwhile."""
+
 _pool = threading.local()
 _ALL_THREADS_SHARE_ALL_CORES = -3
 
 
 def use_threads(count: int) -> None:
-    """Set the number of threads that TVM uses for calls from this thread.
+    """Set the number of threads of TVM's own pool, which runs what is not in an artifact: code to fold constants.
 
     TVM keeps one pool per calling thread, made at its first use with half of the processors, and binds threads (the
     caller's too) to cores. Here the pool is made with all processors that the process may use, and nothing is bound.

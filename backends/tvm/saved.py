@@ -27,7 +27,7 @@ from graphopt.target import Target, why_not_here
 
 __all__ = ["SCHEMA", "load", "load_from", "save"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the format; raised whenever an older reader would misread a newer folder."""
 
 _CODE, _WEIGHTS = "model.so", "weights.bin"

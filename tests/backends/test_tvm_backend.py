@@ -153,18 +153,6 @@ def test_an_index_out_of_range_reads_nothing_outside() -> None:
     assert torch.equal(artifact(torch.tensor([10**9, -(10**9)])), net.weight[[4, 0]])
 
 
-def test_threads_are_as_asked() -> None:
-    from graphopt.backends.tvm.runtime import ffi
-
-    net, x = _small(torch.float32)
-    model = go.capture(net, (x,))
-    for threads in (1, 2):
-        artifact = go.build(model, threads=threads)
-        artifact(x)
-        assert artifact.threads == threads
-        assert ffi().get_global_func("runtime.NumThreads")() == threads
-
-
 def test_code_for_another_machine_is_built_but_not_run() -> None:
     net = nn.Linear(3, 2).eval()
     artifact = go.build(go.capture(net, (torch.randn(1, 3),)), target="cortex-a72")

@@ -1,0 +1,319 @@
+; The threads of a library, and how they share a parallel loop. See threads.py for what they are for.
+;
+; TVM cuts a loop into as many tasks as it is told and calls `launch` with a function that runs one of them. Every thread has a counter of
+; tasks of its own; a thread takes its own first, in order (so that it meets the data that it wrote itself), then
+; those of the others. The thread that launches works as well: where the system lets no other thread run, it does
+; everything, and it waits for no more than tasks that have begun.
+;
+; $chunks   tasks per thread
+; $spins    rounds that a thread without work waits before it sleeps
+; $patience rounds that the launching thread waits for others before it sleeps
+; $futex    number of the system call
+; $pause    the processor's hint that a thread waits
+
+; Where TVM's code looks for the function that shares its loops.
+@__TVMBackendParallelLaunch = weak global ptr null
+@before = internal global ptr null
+
+; The tasks that were taken of each thread's: one cache line each. A launch sets them to 0; at $chunks all are taken.
+@counters = internal global [1024 x [8 x i64]] zeroinitializer, align 64
+; Tasks of the launch that are not finished.
+@left = internal global i32 0, align 64
+; Launches so far; threads sleep on it.
+@launches = internal global i32 0, align 64
+@sleepers = internal global i32 0, align 64
+; Whether the launching thread sleeps until none is left.
+@waiting = internal global i32 0, align 4
+@busy = internal global i32 0, align 64
+; How often it was started: a file that is loaded twice is one library.
+@users = internal global i32 0, align 4
+@stop = internal global i32 0, align 4
+@count = internal global i32 1, align 4
+
+; What a launch runs: the function, its data, and { -, number of tasks }. It stands while a task is unfinished.
+@function = internal global ptr null, align 64
+@data = internal global ptr null, align 8
+@environment = internal global { ptr, i32 } zeroinitializer, align 8
+@handles = internal global [1024 x i64] zeroinitializer, align 8
+
+declare i64 @syscall(i64, ...)
+declare i32 @pthread_create(ptr, ptr, ptr, ptr)
+declare i32 @pthread_join(i64, ptr)
+declare void @llvm.trap()
+declare i32 @graphopt_worker(i64)
+declare i32 @graphopt_launch(i64, i64, i32)
+
+define void @graphopt_sleep_on(ptr %word, i32 %value) alwaysinline {
+  %r = call i64 (i64, ...) @syscall(i64 $futex, ptr %word, i32 128, i32 %value, ptr null)
+  ret void
+}
+
+define void @graphopt_wake(ptr %word) alwaysinline {
+  %r = call i64 (i64, ...) @syscall(i64 $futex, ptr %word, i32 129, i32 2147483647)
+  ret void
+}
+
+; A task has no way to fail but for want of memory.
+define void @graphopt_checked(ptr %function, i32 %task, ptr %environment, ptr %data) alwaysinline {
+  %code = call i32 %function(i32 %task, ptr %environment, ptr %data)
+  %bad = icmp ne i32 %code, 0
+  br i1 %bad, label %fail, label %end
+fail:
+  call void @llvm.trap()
+  unreachable
+end:
+  ret void
+}
+
+define void @graphopt_run(i32 %task) alwaysinline {
+  %function = load ptr, ptr @function
+  %data = load ptr, ptr @data
+  call void @graphopt_checked(ptr %function, i32 %task, ptr @environment, ptr %data)
+  %left = atomicrmw sub ptr @left, i32 1 seq_cst
+  %last = icmp eq i32 %left, 1
+  br i1 %last, label %tell, label %end
+tell:
+  %waiting = load atomic i32, ptr @waiting seq_cst, align 4
+  %asleep = icmp ne i32 %waiting, 0
+  br i1 %asleep, label %rouse, label %end
+rouse:
+  call void @graphopt_wake(ptr @left)
+  br label %end
+end:
+  ret void
+}
+
+; Run tasks until all are taken, those of thread %me first.
+define void @graphopt_work(i32 %me) alwaysinline {
+entry:
+  %count = load i32, ptr @count
+  br label %next
+next:
+  %step = phi i32 [ 0, %entry ], [ %further, %empty ]
+  %sum = add i32 %me, %step
+  %who = urem i32 %sum, %count
+  %counter = getelementptr [8 x i64], ptr @counters, i32 %who
+  br label %look
+look:
+  %seen = load atomic i64, ptr %counter acquire, align 8
+  %maybe = icmp ult i64 %seen, $chunks
+  br i1 %maybe, label %claim, label %empty
+claim:
+  ; A launch may have ended and another begun since the look: what is claimed is the other's then, and as good.
+  %number = atomicrmw add ptr %counter, i64 1 acq_rel
+  %mine = icmp ult i64 %number, $chunks
+  br i1 %mine, label %take, label %empty
+take:
+  %first = mul i32 %who, $chunks
+  %short = trunc i64 %number to i32
+  %task = add i32 %first, %short
+  call void @graphopt_run(i32 %task)
+  br label %look
+empty:
+  %further = add i32 %step, 1
+  %more = icmp ult i32 %further, %count
+  br i1 %more, label %next, label %end
+end:
+  ret void
+}
+
+define i32 @graphopt_worker_body(i64 %argument) alwaysinline {
+entry:
+  %me = trunc i64 %argument to i32
+  %counter = getelementptr [8 x i64], ptr @counters, i32 %me
+  br label %begin
+begin:
+  br label %look
+look:
+  %spins = phi i32 [ 0, %begin ], [ %spun, %spin ]
+  %seen = load atomic i64, ptr %counter acquire, align 8
+  %some = icmp ult i64 %seen, $chunks
+  br i1 %some, label %do, label %idle
+do:
+  call void @graphopt_work(i32 %me)
+  br label %begin
+idle:
+  %tired = icmp uge i32 %spins, $spins
+  br i1 %tired, label %sleep, label %spin
+spin:
+  call void asm sideeffect "$pause", ""()
+  %spun = add i32 %spins, 1
+  br label %look
+sleep:
+  ; Either the launch sees a sleeper, or the sleeper sees the launch: in its counter, or in the number of launches.
+  %launches = load atomic i32, ptr @launches seq_cst, align 4
+  %s1 = atomicrmw add ptr @sleepers, i32 1 seq_cst
+  %stop = load atomic i32, ptr @stop seq_cst, align 4
+  %stopped = icmp ne i32 %stop, 0
+  br i1 %stopped, label %end, label %again
+again:
+  %now = load atomic i64, ptr %counter seq_cst, align 8
+  %come = icmp ult i64 %now, $chunks
+  br i1 %come, label %awake, label %lie
+lie:
+  call void @graphopt_sleep_on(ptr @launches, i32 %launches)
+  br label %awake
+awake:
+  %s2 = atomicrmw sub ptr @sleepers, i32 1 seq_cst
+  br label %begin
+end:
+  %s3 = atomicrmw sub ptr @sleepers, i32 1 seq_cst
+  ret i32 0
+}
+
+define void @graphopt_alone(ptr %function, ptr %data) alwaysinline {
+  %environment = alloca { ptr, i32 }
+  store { ptr, i32 } { ptr null, i32 1 }, ptr %environment
+  call void @graphopt_checked(ptr %function, i32 0, ptr %environment, ptr %data)
+  ret void
+}
+
+define i32 @graphopt_launch_body(i64 %function_at, i64 %data_at, i32 %tasks) alwaysinline {
+entry:
+  %function = inttoptr i64 %function_at to ptr
+  %data = inttoptr i64 %data_at to ptr
+  %taken = cmpxchg ptr @busy, i32 0, i32 1 acq_rel monotonic
+  %free = extractvalue { i32, i1 } %taken, 1
+  br i1 %free, label %together, label %single
+single:
+  ; Another thread of the user's is within this library, or this is a loop within a loop.
+  call void @graphopt_alone(ptr %function, ptr %data)
+  ret i32 0
+together:
+  store ptr %function, ptr @function
+  store ptr %data, ptr @data
+  %count = load i32, ptr @count
+  %all = mul i32 %count, $chunks
+  store atomic i32 %all, ptr @left seq_cst, align 4
+  br label %open
+open:
+  %who = phi i32 [ 0, %together ], [ %next, %open ]
+  %counter = getelementptr [8 x i64], ptr @counters, i32 %who
+  store atomic i64 0, ptr %counter seq_cst, align 8
+  %next = add i32 %who, 1
+  %more = icmp ult i32 %next, %count
+  br i1 %more, label %open, label %call
+call:
+  %l = atomicrmw add ptr @launches, i32 1 seq_cst
+  %sleepers = load atomic i32, ptr @sleepers seq_cst, align 4
+  %any = icmp ne i32 %sleepers, 0
+  br i1 %any, label %rouse, label %help
+rouse:
+  call void @graphopt_wake(ptr @launches)
+  br label %help
+help:
+  call void @graphopt_work(i32 0)
+  br label %look
+look:
+  %spins = phi i32 [ 0, %help ], [ %spun, %spin ]
+  %left = load atomic i32, ptr @left acquire, align 4
+  %done = icmp eq i32 %left, 0
+  br i1 %done, label %end, label %still
+still:
+  %tired = icmp uge i32 %spins, $patience
+  br i1 %tired, label %sleep, label %spin
+spin:
+  call void asm sideeffect "$pause", ""()
+  %spun = add i32 %spins, 1
+  br label %look
+sleep:
+  ; The processor that this thread leaves is free for the one that has the last task.
+  store atomic i32 1, ptr @waiting seq_cst, align 4
+  br label %check
+check:
+  %rest = load atomic i32, ptr @left seq_cst, align 4
+  %none = icmp eq i32 %rest, 0
+  br i1 %none, label %woken, label %lie
+lie:
+  call void @graphopt_sleep_on(ptr @left, i32 %rest)
+  br label %check
+woken:
+  store atomic i32 0, ptr @waiting seq_cst, align 4
+  br label %end
+end:
+  store atomic i32 0, ptr @busy release, align 4
+  ret i32 0
+}
+
+define i32 @graphopt_start_body(i32 %count) alwaysinline {
+entry:
+  %users = load i32, ptr @users
+  %now = add i32 %users, 1
+  store i32 %now, ptr @users
+  %others = icmp ne i32 %users, 0
+  br i1 %others, label %started, label %begin
+started:
+  ret i32 0
+begin:
+  %before = load ptr, ptr @__TVMBackendParallelLaunch
+  store ptr %before, ptr @before
+  store i32 %count, ptr @count
+  %all = mul i32 %count, $chunks
+  store i32 %all, ptr getelementptr ({ ptr, i32 }, ptr @environment, i32 0, i32 1)
+  store atomic i32 0, ptr @stop seq_cst, align 4
+  br label %close
+close:
+  %i = phi i32 [ 0, %begin ], [ %following, %close ]
+  %counter = getelementptr [8 x i64], ptr @counters, i32 %i
+  store atomic i64 $chunks, ptr %counter seq_cst, align 8
+  %following = add i32 %i, 1
+  %again = icmp ult i32 %following, %count
+  br i1 %again, label %close, label %first
+first:
+  %any = icmp ugt i32 %count, 1
+  br i1 %any, label %create, label %end
+create:
+  %n = phi i32 [ 1, %first ], [ %next, %created ]
+  %handle = getelementptr i64, ptr @handles, i32 %n
+  %number = zext i32 %n to i64
+  %argument = inttoptr i64 %number to ptr
+  %code = call i32 @pthread_create(ptr %handle, ptr null, ptr @graphopt_worker, ptr %argument)
+  ; Without this thread (the system gives no more) the others do its work.
+  %bad = icmp ne i32 %code, 0
+  br i1 %bad, label %none, label %created
+none:
+  store i64 0, ptr %handle
+  br label %created
+created:
+  %next = add i32 %n, 1
+  %more = icmp ult i32 %next, %count
+  br i1 %more, label %create, label %end
+end:
+  store ptr @graphopt_launch, ptr @__TVMBackendParallelLaunch
+  ret i32 0
+}
+
+define i32 @graphopt_finish_body() alwaysinline {
+entry:
+  %users = load i32, ptr @users
+  %now = sub i32 %users, 1
+  store i32 %now, ptr @users
+  %others = icmp ne i32 %now, 0
+  br i1 %others, label %needed, label %begin
+needed:
+  ret i32 0
+begin:
+  store atomic i32 1, ptr @stop seq_cst, align 4
+  %l = atomicrmw add ptr @launches, i32 1 seq_cst
+  call void @graphopt_wake(ptr @launches)
+  %count = load i32, ptr @count
+  %any = icmp ugt i32 %count, 1
+  br i1 %any, label %join, label %end
+join:
+  %n = phi i32 [ 1, %begin ], [ %next, %joined ]
+  %slot = getelementptr i64, ptr @handles, i32 %n
+  %handle = load i64, ptr %slot
+  %none = icmp eq i64 %handle, 0
+  br i1 %none, label %joined, label %wait
+wait:
+  %code = call i32 @pthread_join(i64 %handle, ptr null)
+  br label %joined
+joined:
+  %next = add i32 %n, 1
+  %more = icmp ult i32 %next, %count
+  br i1 %more, label %join, label %end
+end:
+  %before = load ptr, ptr @before
+  store ptr %before, ptr @__TVMBackendParallelLaunch
+  ret i32 0
+}
