@@ -6,6 +6,7 @@ zeros around the image, into work space, so that the innermost code never asks w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,15 @@ from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
 from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import column_of
-from graphopt.backends.tvm.kernels.tile import accumulate, best_tile, cycles_of, each_part, finish
+from graphopt.backends.tvm.kernels.tile import (
+    accumulate,
+    best_tile,
+    cycles_of,
+    each_part,
+    fetching,
+    finish,
+    steps_at_once,
+)
 
 __all__ = ["convolution", "convolution_kernel"]
 
@@ -90,6 +99,7 @@ class _Convolution:
         blocks = -(-height // rows)
         if not self.banded:
             self.source = flat(code, self.data)
+        self.flat_weight = flat(code, self.weight)
         group_vectors = -(-self.vectors // parts)
         self.tall, self.wide = best_tile(width, group_vectors, self.machine)
         tasks = blocks * parts
@@ -105,6 +115,7 @@ class _Convolution:
 
     def _task(self, image: Any, first: Any, rows: int, base: Any) -> None:
         code, window = self.code, self.window
+        width = window.result[1]
         if self.banded:
             top = first * window.stride[0] - window.before[0]
             needed = window.extent(0, rows)
@@ -123,12 +134,25 @@ class _Convolution:
                         code,
                         "column",
                         self.tall,
-                        lambda x, tall: self._tile(image, first + row, x, start, group, base + q, tall, wide),
+                        lambda x, tall: self._tile(
+                            image, first + row, x, start, group, base + q, tall, wide, (row * width + x, rows * width)
+                        ),
                     )
 
             each_part(code, "vectors", self.wide, columns)
 
-    def _tile(self, image: Any, row: Any, x: Any, start: Any, group: Any, number: Any, tall: int, wide: int) -> None:
+    def _tile(
+        self,
+        image: Any,
+        row: Any,
+        x: Any,
+        start: Any,
+        group: Any,
+        number: Any,
+        tall: int,
+        wide: int,
+        passed: tuple[Any, int],
+    ) -> None:
         code, window, lanes = self.code, self.window, self.lanes
         number = code.let("first_vector", number)
         corner = code.let("corner", (start + x * window.stride[1]) * self.inputs + group * self.depth)
@@ -145,7 +169,10 @@ class _Convolution:
             return self.weight[group * self.vectors + number + q, y, k[0], k[1], vector(0, lanes)]
 
         extents = [self.kh, self.kw * self.depth] if self.run_together else [self.kh, self.kw, self.depth]
-        sums = accumulate(code, (tall, wide), lanes, extents, left, right)
+        steps, unroll = math.prod(extents), steps_at_once(extents[-1])
+        following = ((group * self.vectors + number + wide) * (steps * lanes), wide * steps * lanes)
+        ahead = fetching(code, self.flat_weight, following, (passed[0], tall, passed[1]), steps // unroll)
+        sums = accumulate(code, (tall, wide), lanes, extents, left, right, unroll, ahead)
         starts = [
             code.let("channel", group * self.outputs + column_of(code, number + q, self.outputs, lanes))
             for q in range(wide)

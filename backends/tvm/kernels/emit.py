@@ -85,6 +85,12 @@ class Code:
         self.add(tirx.AllocBuffer(buffer, {"disable_lower_builtin": tirx.IntImm("int32", 1)}))
         return buffer
 
+    def fetch(self, buffer: Expr, place: Expr) -> None:
+        """Have the memory of an element brought into the first cache. There need not be such an element."""
+        for_reading, to_stay, data = (tirx.const(number, "int32") for number in (0, 3, 1))
+        address = tirx.address_of(buffer[place])
+        self.add(tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", address, for_reading, to_stay, data)))
+
     def scratch(self, name: str, shape: Sequence[int | Expr], dtype: str = "float32") -> Expr:
         """A buffer from the thread's pool of work space."""
         buffer = tirx.decl_buffer(tuple(index(size) for size in shape), dtype, name)

@@ -12,10 +12,18 @@ from typing import Any
 
 from tvm import te, tirx
 
-from graphopt.backends.tvm.kernels.emit import Code, flat, index, vector
+from graphopt.backends.tvm.kernels.emit import Code, flat, index, unravelled, vector
 from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
 from graphopt.backends.tvm.kernels.machine import Machine
-from graphopt.backends.tvm.kernels.tile import Parts, accumulate, best_tile, cycles_of, each_part, finish
+from graphopt.backends.tvm.kernels.tile import (
+    accumulate,
+    best_tile,
+    cycles_of,
+    each_part,
+    fetching,
+    finish,
+    steps_at_once,
+)
 
 __all__ = ["column_of", "packed_vectors", "product", "product_kernel"]
 
@@ -82,6 +90,7 @@ class _Product:
 
     def emit(self) -> None:
         self.source = flat(self.code, self.data)
+        self.flat_weight = flat(self.code, self.weight)
         if self.dynamic and self.rows < 4:
             self._any_number_of_rows()
         else:
@@ -102,7 +111,9 @@ class _Product:
             base = code.let("base", tirx.min(group, index(self.vectors - group_vectors)))
 
             def columns(q: Any, wide: int) -> None:
-                each_part(code, "row", tall, lambda p, tall: self._tile(first + p, base + q, tall, wide))
+                each_part(
+                    code, "row", tall, lambda p, tall: self._tile(first + p, base + q, tall, wide, (p, block_rows))
+                )
 
             each_part(code, "vectors", wide, columns)
 
@@ -125,7 +136,8 @@ class _Product:
 
             each_part(code, "vectors", wide, few, "parallel")
 
-    def _tile(self, row: Any, number: Any, tall: int, wide: int) -> None:
+    def _tile(self, row: Any, number: Any, tall: int, wide: int, passed: tuple[Any, int] | None = None) -> None:
+        """Compute a tile. With the rows that were `passed` of those in a block, fetch a part of the next weights."""
         code, lanes, depth = self.code, self.lanes, self.depth
         row, number = code.let("first_row", row), code.let("first_vector", number)
 
@@ -135,23 +147,20 @@ class _Product:
         def right(q: int, k: Any) -> Any:
             return self.weight[number + q, k, vector(0, lanes)]
 
-        sums = accumulate(code, (tall, wide), lanes, [depth], left, right)
+        unroll, ahead = steps_at_once(depth), None
+        if passed is not None:
+            (done, rows), panel = passed, lanes * depth
+            following = ((number + wide) * panel, wide * panel)
+            ahead = fetching(code, self.flat_weight, following, (done, tall, rows), depth // unroll)
+        sums = accumulate(code, (tall, wide), lanes, [depth], left, right, unroll, ahead)
         starts = [column_of(code, number + q, self.columns, lanes) for q in range(wide)]
 
+        places = [unravelled(code, row + p, self.sizes) for p in range(tall)]
+
         def store(p: int, q: int, value: Any, lane: Any) -> None:
-            place = _unravelled(row + p, self.sizes)
-            self.fused.epilogue.emit(code, value, [*place, starts[q] + lane])
+            self.fused.epilogue.emit(code, value, [*places[p], starts[q] + lane])
 
         finish(code, sums, lanes, min(lanes, self.columns), store)
-
-
-def _unravelled(row: Any, sizes: list[Any]) -> list[Any]:
-    """The indices of the row of this number in a tensor of these sizes."""
-    place: list[Any] = []
-    for size in reversed(sizes[1:]):
-        place.append(tirx.floormod(row, size))
-        row = tirx.floordiv(row, size)
-    return [row, *reversed(place)] if sizes else []
 
 
 def _division(rows: int, vectors: int, depth: int, machine: Machine) -> tuple[int, int]:
@@ -176,6 +185,3 @@ def _division(rows: int, vectors: int, depth: int, machine: Machine) -> tuple[in
             choices.append((compute + (0 if cached else weights / _L3_BYTES_PER_CYCLE), tasks, blocks, groups))
     *_, blocks, groups = min(choices)
     return blocks, groups
-
-
-_ = Parts

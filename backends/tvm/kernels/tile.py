@@ -16,7 +16,10 @@ from tvm import tirx
 from graphopt.backends.tvm.kernels.emit import Code, index, lanes_of, vector
 from graphopt.backends.tvm.kernels.machine import Machine
 
-__all__ = ["Parts", "accumulate", "best_tile", "cycles_of", "each_part", "finish"]
+__all__ = ["Parts", "accumulate", "best_tile", "cycles_of", "each_part", "fetching", "finish", "steps_at_once"]
+
+_LINE = 16
+"""Numbers in a line of the caches."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,12 @@ def accumulate(
     left: Callable[..., Any],
     right: Callable[..., Any],
     unroll: int = 1,
+    ahead: Callable[[Any], None] | None = None,
 ) -> list[list[Any]]:
     """The sums over `extents` of left(p, *k) * right(q, *k), as P x Q buffers of one vector each.
 
-    `left` gives a number, `right` a vector.
+    `left` gives a number, `right` a vector. `ahead` is called in every round of `unroll` steps
+    with its number; there are no rounds where `unroll` is 1.
     """
     tall, wide = tile
     zero = lanes_of(tirx.const(0, "float32"), lanes)
@@ -105,6 +110,11 @@ def accumulate(
         extent, *inner = remaining
         if not inner and unroll > 1 and extent % unroll == 0:
             with code.loop("k", extent // unroll) as outer:
+                if ahead is not None:
+                    number: Any = index(0)
+                    for place, size in zip(k, extents, strict=False):
+                        number = number * size + place
+                    ahead(number * (extent // unroll) + outer)
                 for u in range(unroll):
                     step([*k, outer * unroll + u])
             return
@@ -113,6 +123,37 @@ def accumulate(
 
     nest([], list(extents))
     return sums
+
+
+def steps_at_once(depth: int) -> int:
+    """How many steps of a reduction to write one after the other: a divisor."""
+    return next((steps for steps in (4, 6, 5) if depth % steps == 0), 1)
+
+
+def fetching(
+    code: Code, weights: Any, panel: tuple[Any, int], part: tuple[Any, int, int], rounds: int
+) -> Callable[[Any], None]:
+    """What brings the next weights into the cache while the rows of a block meet the present ones.
+
+    Weights come from memory or the third-level cache, and the processor foresees no more than a page of them. Fetched
+    beyond their end, they are as good as any memory.
+
+    Args:
+        weights: flat.
+        panel: where the next ones begin, and how many there are.
+        part: row, rows of the tile, rows in all: which part of them to fetch during this tile.
+        rounds: how often the result will be called, with 0, 1, 2, ...
+    """
+    (start, size), (row, tall, rows) = panel, part
+    lines = size // _LINE
+    first = code.let("line", tirx.floordiv(start, index(_LINE)) + tirx.floordiv(row * lines, index(rows)))
+    each = -(-lines * tall // (rows * rounds))
+
+    def ahead(number: Any) -> None:
+        for n in range(each):
+            code.fetch(weights, (first + number * each + n) * _LINE)
+
+    return ahead
 
 
 def finish(

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from tvm import te, tirx
 
-from graphopt.backends.tvm.kernels.emit import Code, index, lanes_of, vector
+from graphopt.backends.tvm.kernels.emit import Code, flat, index, lanes_of, vector
 from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
 from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import column_of
-from graphopt.backends.tvm.kernels.tile import accumulate, best_tile, cycles_of, each_part
+from graphopt.backends.tvm.kernels.tile import accumulate, best_tile, cycles_of, each_part, fetching, steps_at_once
 from graphopt.backends.tvm.kernels.transforms import SQUARES, Transform
 
 __all__ = ["best_square", "transformed_weight", "winograd", "winograd_kernel"]
@@ -119,6 +119,7 @@ class _Winograd:
 
     def emit(self) -> None:
         code = self.code
+        self.flat_weight = flat(code, self.weight)
         block, groups = self._division()
         blocks, group = -(-self.squares // block), -(-self.vectors // groups)
         tall, wide = best_tile(block, group, self.machine)
@@ -179,8 +180,12 @@ class _Winograd:
     def _multiply(self, position: Any, base: Any, tile: Any, inputs: Any, products: Any) -> None:
         code, lanes = self.code, self.lanes
         tall, wide = tile
+        squares, panel = int(inputs.shape[1]), self.depth * lanes
+        unroll = steps_at_once(self.depth)
 
         def block(q: Any, wide: int, p: Any, tall: int) -> None:
+            following = ((position * self.vectors + base + q + wide) * panel, wide * panel)
+            ahead = fetching(code, self.flat_weight, following, (p, tall, squares), self.depth // unroll)
             sums = accumulate(
                 code,
                 (tall, wide),
@@ -188,6 +193,8 @@ class _Winograd:
                 [self.depth],
                 lambda i, k: inputs[position, p + i, k],
                 lambda j, k: self.weight[position, base + q + j, k, vector(0, lanes)],
+                unroll,
+                ahead,
             )
             for i, row in enumerate(sums):
                 for j, total in enumerate(row):
