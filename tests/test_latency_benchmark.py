@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import latency, latency_table
+from benchmarks import beside, latency, latency_table
 from benchmarks.latency_case import Case, measure, timing
 from benchmarks.latency_engines import ENGINES, RIVALS, Built
 from benchmarks.latency_models import MODELS, OnnxSubject, TorchSubject
@@ -181,6 +181,19 @@ def test_the_page_is_made_anew_between_its_markers(capsys: pytest.CaptureFixture
 def test_the_page_is_current() -> None:
     text = latency_table.PAGE.read_text()
     assert latency_table.page(text, latency_table.read()) == text, "run: python -m benchmarks.latency_table"
+
+
+def test_the_table_of_busy_machines_is_current() -> None:
+    text, results = beside.PAGE.read_text(), json.loads(beside.RESULTS.read_text())
+    assert beside.page(text, results) == text, "run: python -m benchmarks.beside --table"
+    rows = [line for line in beside.table(results).splitlines() if line.startswith("| ") and "model" not in line]
+    assert len(rows) == len(beside.MODELS) * len(beside.BUSY)
+
+
+def test_busy_processes_end() -> None:
+    with beside.busy_processes(2) as busy:
+        assert [process.poll() for process in busy] == [None, None]
+    assert all(process.returncode is not None for process in busy)
 
 
 def test_what_is_measured_again(tmp_path: Path) -> None:
