@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from graphopt.backends.tvm.kernels.emit import Code, flat, index, unravelled, vector
+from graphopt.backends.tvm.kernels.emit import Code, flat, index, vector
 from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.tile import (
@@ -155,12 +155,22 @@ class _Product:
         sums = accumulate(code, (tall, wide), lanes, [depth], left, right, unroll, ahead)
         starts = [column_of(code, number + q, self.columns, lanes) for q in range(wide)]
 
-        places = [unravelled(code, row + p, self.sizes) for p in range(tall)]
-
         def store(p: int, q: int, value: Any, lane: Any) -> None:
-            self.fused.epilogue.emit(code, value, [*places[p], starts[q] + lane])
+            self.fused.epilogue.emit(code, value, [*_unravelled(row + p, self.sizes), starts[q] + lane])
 
         finish(code, sums, lanes, min(lanes, self.columns), store)
+
+
+def _unravelled(row: Any, sizes: list[Any]) -> list[Any]:
+    """The indices of the row of this number in a tensor of these sizes.
+
+    In one expression: where TVM looks at a named remainder by a free size, it finds that the size may be zero.
+    """
+    place: list[Any] = []
+    for size in reversed(sizes[1:]):
+        place.append(tirx.floormod(row, size))
+        row = tirx.floordiv(row, size)
+    return [row, *reversed(place)] if sizes else []
 
 
 def _division(rows: int, vectors: int, depth: int, machine: Machine) -> tuple[int, int]:
