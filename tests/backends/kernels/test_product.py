@@ -65,6 +65,16 @@ def test_columns_below_at_above_and_between_whole_vectors(machine: Machine) -> N
         assert error_of(kernels[f"columns_{columns}"], [5], 4, columns, lanes) < LIMIT, columns
 
 
+def test_a_free_size_between_constant_ones() -> None:
+    """Tokens first, images second: places are remainders by the free size."""
+    machine = a_machine()
+    kernel = compiled({"kernel": lowered([17, size(), 2], 24, 40, machine)})["kernel"]
+    plain = compiled({"kernel": lowered([17, size()], 24, 40, machine)})["kernel"]
+    for n in (1, 2, 5):
+        assert error_of(kernel, [17, n, 2], 24, 40, 8) < LIMIT
+        assert error_of(plain, [17, n], 24, 40, 8) < LIMIT
+
+
 @pytest.mark.parametrize("lead", [[], [1], [2, 3], [1, 1, 7], [2, 1, 2, 3]], ids=str)
 def test_any_number_of_leading_axes_and_a_depth_of_one(lead: list[int]) -> None:
     machine = a_machine()
