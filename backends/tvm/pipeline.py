@@ -7,6 +7,7 @@ the general schedule) meet the passes that remove blocks. Compiling takes half t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm_ffi
@@ -14,7 +15,7 @@ from tvm import IRModule, ir, s_tir, tirx, transform
 from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
-from graphopt.backends.tvm.kernels.elementary import in_arithmetic
+from graphopt.backends.tvm.kernels.elementary import BY_LIBRARY, depends_on_condition, in_arithmetic, in_library
 
 __all__ = ["CPU_CODE"]
 
@@ -36,13 +37,20 @@ def _without_blocks() -> Any:
     )
 
 
-def _vectorized() -> Any:
+def _flat() -> Any:
     return transform.Sequential(
         [
             # First of all: FlattenBuffer makes wrong indices of sums of quotients that are not in simplest form.
             tirx.transform.StmtSimplify(),
             tirx.transform.FlattenBuffer(),
             tirx.transform.BF16ComputeLegalize(),
+        ]
+    )
+
+
+def _vectorized() -> Any:
+    return transform.Sequential(
+        [
             tirx.transform.NarrowDataType(32),
             tirx.transform.VectorizeLoop(),
             tirx.transform.UnrollLoop(),
@@ -84,9 +92,24 @@ def _cpu_code(module: IRModule, _context: Any) -> IRModule:
     functions = dict(module.functions)
     blocks = {place: function for place, function in functions.items() if _has_blocks(function)}
     functions.update(_without_blocks()(IRModule(blocks, module.attrs)).functions)
-    module = _vectorized()(IRModule(functions, module.attrs))
-    functions = {place: f.with_body(in_arithmetic(f.body)) for place, f in module.functions.items()}
-    return _callable()(IRModule(functions, module.attrs))
+    module = _flat()(IRModule(functions, module.attrs))
+    module = _vectorized()(_each(module, _by_library))
+    return _callable()(_each(module, _by_arithmetic))
+
+
+def _each(module: IRModule, change: Callable[[tirx.PrimFunc], tirx.PrimFunc]) -> IRModule:
+    return IRModule({place: change(function) for place, function in module.functions.items()}, module.attrs)
+
+
+def _by_library(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Calls of elementary functions made calls of the library, where they must be; of bfloat16 they are float32 now."""
+    if BY_LIBRARY in function.attrs or depends_on_condition(function.body):
+        return function.with_body(in_library(function.body)).with_attr(BY_LIBRARY, True)
+    return function
+
+
+def _by_arithmetic(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    return function if BY_LIBRARY in function.attrs else function.with_body(in_arithmetic(function.body))
 
 
 # TVM knows that exp, sigmoid and tanh may stay in vectors until they are written out; it is not told of erf.

@@ -1,9 +1,9 @@
 ; The threads of a library, and how they share a parallel loop. See threads.py for what they are for.
 ;
-; TVM cuts a loop into as many tasks as it is told and calls `launch` with a function that runs one of them. Every thread has a counter of
-; tasks of its own; a thread takes its own first, in order (so that it meets the data that it wrote itself), then
-; those of the others. The thread that launches works as well: where the system lets no other thread run, it does
-; everything, and it waits for no more than tasks that have begun.
+; TVM cuts a loop into as many tasks as it is told and calls `launch` with a function that runs one of them. Every
+; thread has a counter of tasks of its own; a thread takes its own first, in order (so that it meets the data that it
+; wrote itself), then those of the others. The thread that launches works as well: where the system lets no other
+; thread run, it does everything, and it waits for no more than tasks that have begun.
 ;
 ; $chunks   tasks per thread
 ; $spins    rounds that a thread without work waits before it sleeps

@@ -56,6 +56,47 @@ def test_inexact_code_has_one_and_stays_within_its_bound() -> None:
     assert relative_error(artifact(x)[0].double(), net.double()(x.double())[0]) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("exact", [True, False])
+def test_exact_code_holds_no_arithmetic_for_elementary_functions(
+    dtype: torch.dtype, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those in explicit vectors (softmax, attention) and those of bfloat16 included."""
+    from graphopt.backends.tvm import pipeline
+
+    changed: list[bool] = []
+
+    def watched(code: object) -> object:
+        written = pipeline_in_arithmetic(code)
+        changed.append(str(written) != str(code))
+        return written
+
+    pipeline_in_arithmetic = pipeline.in_arithmetic
+    monkeypatch.setattr(pipeline, "in_arithmetic", watched)
+    net, x = _net(dtype)
+    _built(exact=exact, net=net, x=x)
+    assert any(changed) != exact
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_computed_under_a_condition_is_not_computed_before_it(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros around exp(x): beyond the border there is no x to be read."""
+    from graphopt.backends.tvm import pipeline
+
+    class Padded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.pad(x.exp(), (3, 3, 2, 2))
+
+    seen: list[object] = []
+    monkeypatch.setattr(pipeline, "in_arithmetic", lambda code: seen.append(code) or code)
+    x = torch.randn(2, 3, 5, 6, dtype=dtype)
+    artifact = go.build(go.capture(Padded(), (x,)), threads=1)
+    assert not any("exp(" in str(code) for code in seen)
+    assert relative_error(artifact(x), Padded()(x)) < 1e-6
+
+
 def test_exact_functions_are_right_near_zero_and_at_the_ends() -> None:
     class Functions(nn.Module):
         def forward(self, x: Tensor) -> list[Tensor]:

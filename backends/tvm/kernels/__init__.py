@@ -16,7 +16,7 @@ from graphopt.backends.tvm.kernels.concatenation import concatenation_kernel
 from graphopt.backends.tvm.kernels.convolution import convolution_kernel
 from graphopt.backends.tvm.kernels.coverage import GENERAL, Coverage
 from graphopt.backends.tvm.kernels.depthwise import depthwise_kernel
-from graphopt.backends.tvm.kernels.elementary import depends_on_condition, in_library
+from graphopt.backends.tvm.kernels.elementary import BY_LIBRARY, depends_on_condition
 from graphopt.backends.tvm.kernels.elementwise import elementwise_kernel
 from graphopt.backends.tvm.kernels.fused import Fused, read_fused
 from graphopt.backends.tvm.kernels.machine import Machine
@@ -47,7 +47,8 @@ def scheduled(module: IRModule, machine: Machine) -> tuple[IRModule, Coverage]:
     functions, taken = dict(module.functions), {}
     for place, function in functions.items():
         if isinstance(function, tirx.PrimFunc):
-            taken[place.name_hint], functions[place] = _scheduled(function, machine)
+            taken[place.name_hint], kernel = _scheduled(function, machine)
+            functions[place] = kernel.with_attr(BY_LIBRARY, True) if machine.exact else kernel
     return tirx.transform.ConvertSSA()(IRModule(functions, module.attrs)), Coverage.of(taken)
 
 
@@ -63,22 +64,14 @@ def _scheduled(function: tirx.PrimFunc, machine: Machine) -> tuple[str, tirx.Pri
         for rule in RULES:
             kernel = rule(fused, machine)
             if kernel is not None:
-                return _name(rule), _written_out(kernel, machine)
-    vector_calls = [] if _by_library(function, machine) else [f"{name}:float32" for name in ELEMENTARY]
+                return _name(rule), kernel
+    by_library = machine.exact or depends_on_condition(function.body)
+    vector_calls = [] if by_library else [f"{name}:float32" for name in ELEMENTARY]
     kernel = elementwise_kernel(function, machine, vector_calls)
     if kernel is not None:
-        return _name(elementwise_kernel), _written_out(kernel, machine)
-    return GENERAL, _written_out(schedule_function(function, vector_calls), machine)
+        return _name(elementwise_kernel), kernel
+    return GENERAL, schedule_function(function, vector_calls)
 
 
 def _name(rule: Callable[..., Any]) -> str:
     return rule.__name__.removesuffix("_kernel")
-
-
-def _written_out(function: tirx.PrimFunc, machine: Machine) -> tirx.PrimFunc:
-    """With exp, sigmoid, tanh and erf called from the library where arithmetic of their own must not replace them."""
-    return function.with_body(in_library(function.body)) if _by_library(function, machine) else function
-
-
-def _by_library(function: tirx.PrimFunc, machine: Machine) -> bool:
-    return machine.exact or depends_on_condition(function.body)

@@ -17,7 +17,10 @@ from tvm import ir, tirx
 
 from graphopt.backends.tvm.kernels.emit import Code, vector
 
-__all__ = ["depends_on_condition", "in_arithmetic", "in_library"]
+__all__ = ["BY_LIBRARY", "depends_on_condition", "in_arithmetic", "in_library"]
+
+BY_LIBRARY = "graphopt.by_library"
+"""Attribute of a function in which no arithmetic may replace these functions."""
 
 _EXP = (1.000000001, 1.000000036, 0.4999999208, 0.1666642017, 0.04166822564, 0.008374815782, 0.001383684192)
 """exp(r) for |r| <= ln(2) / 2."""
