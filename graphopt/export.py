@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.fake import Shapes, dim_of, dtype_name
 from graphopt.frontends.conditions import conditions, squeezed
-from graphopt.frontends.functionalize import functionalize
+from graphopt.frontends.functionalize import functionalize, is_in_place
 from graphopt.frontends.outputs import output_leaves, output_names, refuse_data_dependent
 from graphopt.frontends.regions import inline_regions, refuse_control_flow
 from graphopt.mode import is_running_statistic, note_fixed_flags, unchain_counters
@@ -64,6 +64,9 @@ def from_exported_program(
     _rename_inputs(graph, input_names)
     shapes = _shapes_of(graph, dim_names or {})
     _drop_assertions(graph)
+    for node in graph.nodes:
+        if node.op == "call_function" and not is_in_place(node):
+            shapes.learn(node)  # torch.export has propagated the same operators, which takes long
     unchain_counters(graph)
     functionalize(graph, shapes, may_write=is_running_statistic)
     _one_node_per_tensor(graph)

@@ -84,6 +84,10 @@ class Shapes:
         """Everything about a call that the shape of its result depends on: equal for equal calls on equal shapes."""
         return (node.target, _fingerprint(node.args), _fingerprint(node.kwargs))
 
+    def learn(self, node: fx.Node) -> None:
+        """Take the value that `node` has for what its operator makes of such inputs, as if it had been propagated."""
+        self._seen.setdefault(self.key(node), node.meta["val"])
+
     def propagate(self, node: fx.Node) -> Any:
         """Run the operator of `node` on the fake values of its inputs.
 

@@ -131,7 +131,19 @@ class Aliased(nn.Module):
         return first, kept, y
 
 
-@pytest.mark.parametrize("net", [Writes(), Aliased()], ids=["views", "results of writes"])
+class Copied(nn.Module):
+    """Values that look like views and are copies: what is written to them stays there."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = x * 2
+        copies = (y.t().reshape(-1), y.to(torch.float64), torch.nn.functional.linear(y, y[:, :4]), y.matmul(y.t()))
+        for copy in copies:
+            copy.add_(1)
+        y.contiguous().mul_(2)
+        return y, *copies
+
+
+@pytest.mark.parametrize("net", [Writes(), Aliased(), Copied()], ids=["views", "results of writes", "copies"])
 def test_writes_become_functional(net: nn.Module) -> None:
     x = torch.randn(3, 4)
     model = go.capture(net, (x,))

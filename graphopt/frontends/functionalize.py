@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphopt.errors import UnsupportedError
 from graphopt.fake import Shapes
-from graphopt.ops import argument
+from graphopt.ops import Kind, argument, lookup
 from graphopt.printer import source_of
 
 __all__ = ["functionalize", "is_in_place"]
@@ -187,22 +187,33 @@ def _functional_form(node: fx.Node) -> Any:
 
 
 def _find_bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """For every node whose value shares storage with one of its inputs, that input; found by running the graph on
+    """For every node whose value shares storage with one of its inputs, that input; found by running its operator on
     fake tensors of the example's size, whose storages are as real as those of the tensors they stand for."""
-    values: dict[fx.Node, Any] = {}
     base: dict[fx.Node, fx.Node] = {}
     with FakeTensorMode(), torch.no_grad():
         for node in graph.nodes:
-            if node.op in ("placeholder", "get_attr"):
-                values[node] = _example(node.meta.get("val"))
-            elif node.op == "call_function":
-                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)
-                owner = next((arg for arg in node.all_input_nodes if _share(values[arg], values[node])), None)
-                if owner is not None:
-                    # A piece of a split is a view of what was split.
-                    base[node] = base.get(owner, owner) if node.target is operator.getitem else owner
+            if node.op != "call_function" or not _may_share(node):
+                continue
+            values = {arg: _example(arg.meta.get("val")) for arg in node.all_input_nodes}
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            made = node.target(*args, **kwargs)
+            owner = next((arg for arg in node.all_input_nodes if _share(values[arg], made)), None)
+            if owner is not None:
+                # A piece of a split is a view of what was split.
+                base[node] = base.get(owner, owner) if node.target is operator.getitem else owner
     return base
+
+
+def _may_share(node: fx.Node) -> bool:
+    """Whether the result may lie in the storage of an argument. The schema tells, but for operators that are made of
+    others and hand on what these return (dropout that drops nothing); products and norms never return an operand."""
+    info = lookup(node.target)
+    if info is None or not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    if any(value.alias_info is not None for value in node.target._schema.returns):
+        return True
+    made_of_others = node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    return made_of_others and info.kind not in (Kind.CONTRACTION, Kind.NORMALIZATION)
 
 
 def _example(value: Any) -> Any:
@@ -210,6 +221,8 @@ def _example(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         sizes, strides = ([_example(n) for n in numbers] for numbers in (value.shape, value.stride()))
         return torch.empty_strided(sizes, strides, dtype=value.dtype)
+    if isinstance(value, tuple | list):
+        return [_example(item) for item in value]
     return value.node.hint if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else value
 
 
