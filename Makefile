@@ -28,8 +28,8 @@ new-pass: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "setuptools>=77"
-	$(BIN)/pip install --quiet --editable ".[test]"
-	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0
+	$(BIN)/pip install --quiet --no-compile --editable ".[test]"
+	$(BIN)/pip install --quiet --no-compile --no-deps torchvision==0.28.0
 	touch $@
 
 clean:

@@ -1,7 +1,7 @@
 """The border to `torch.export`: an ExportedProgram becomes a Model, and a Model an ExportedProgram.
 
 One of the two files that use torch API below the public line (the other is `fake.py`): unlifted modules without
-guards, pytree code generation, range constraints.
+guards, pytree code generation, range constraints, the cache of fake tensors.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import warnings
 from collections import namedtuple
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import sympy
 import torch
 from torch import fx, nn
+from torch._dynamo import config as dynamo_config
 from torch.export import Dim, ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
@@ -31,9 +33,23 @@ from graphopt.ops import is_pure
 from graphopt.params import ParamKind
 from graphopt.signature import ConstSpec, Range, Signature, TensorSpec, ValueSpec, size_of
 
-__all__ = ["example_sizes", "from_exported_program", "make_codegen", "to_exported_program"]
+__all__ = ["example_sizes", "export", "from_exported_program", "make_codegen", "to_exported_program"]
 
 aten = torch.ops.aten
+
+
+def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any) -> ExportedProgram:
+    """`torch.export.export` as it is called here: not strict, and without warnings.
+
+    Args:
+        dynamic: what torch calls `dynamic_shapes`.
+    """
+    with warnings.catch_warnings(), ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        if any(spec is not None for spec in pytree.tree_leaves(dynamic)):
+            # With free sizes the cache of fake tensors takes longer, a quarter of the whole, than what it saves.
+            stack.enter_context(dynamo_config.patch(fake_tensor_cache_enabled=False))
+        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
 
 
 def from_exported_program(
@@ -126,15 +142,13 @@ def to_exported_program(model: Model) -> ExportedProgram:
 
 
 def _export_again(model: Model, args: Any, kwargs: Any, specs: dict[str, Any] | None) -> ExportedProgram:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return torch.export.export(model.module, args, kwargs, dynamic_shapes=specs, strict=False)
-        except Exception as error:
-            hints = hinted(specs) if is_unprovable(error) else None
-            if hints is None:
-                raise
-            return torch.export.export(model.module, args, kwargs, dynamic_shapes=hints, strict=False)
+    try:
+        return export(model.module, args, kwargs, specs)
+    except Exception as error:
+        hints = hinted(specs) if is_unprovable(error) else None
+        if hints is None:
+            raise
+        return export(model.module, args, kwargs, hints)
 
 
 def is_unprovable(error: Exception) -> bool:

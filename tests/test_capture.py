@@ -137,8 +137,8 @@ class Copied(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         y = x * 2
         copies = (y.t().reshape(-1), y.to(torch.float64), torch.nn.functional.linear(y, y[:, :4]), y.matmul(y.t()))
-        for copy in copies:
-            copy.add_(1)
+        for each in copies:
+            each.add_(1)
         y.contiguous().mul_(2)
         return y, *copies
 

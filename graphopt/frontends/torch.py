@@ -10,7 +10,6 @@ import linecache
 import logging
 import re
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -21,7 +20,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from graphopt.errors import UnsupportedError, UsageError
-from graphopt.export import from_exported_program, hinted, is_unprovable
+from graphopt.export import export, from_exported_program, hinted, is_unprovable
 from graphopt.model import Model
 from graphopt.printer import is_users
 from graphopt.signature import Signature
@@ -98,12 +97,11 @@ def _with_ones(signature: Signature, specs: dict[str, Any]) -> Signature:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back torch's warnings, logs and dumps of half-traced graphs: an error of `capture` says what matters."""
+    """Hold back torch's logs and dumps of half-traced graphs: an error of `capture` says what matters."""
     names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]
     handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
     levels = [handler.level for handler in handlers]
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with redirect_stderr(io.StringIO()):
         for handler in handlers:
             handler.setLevel(logging.CRITICAL)
         try:
@@ -117,7 +115,7 @@ def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], specs: dict[str, Any]
 ) -> torch.export.ExportedProgram:
     with _quiet():
-        return torch.export.export(module, args, kwargs, dynamic_shapes=specs, strict=False)
+        return export(module, args, kwargs, specs)
 
 
 def _allowed_ranges(error: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from graphopt.errors import UnsupportedError, UsageError
+from graphopt.export import export
 from graphopt.frontends.onnx.module import OnnxModule
 from graphopt.frontends.onnx.reader import Graph, InputSpec
 
@@ -116,9 +116,7 @@ def relax(
         Per input what `capture` takes as `dynamic`, and the names of the dims that are fixed.
     """
     free = [{axis: Dim.AUTO for axis, name in axes.items() if name not in sizes} or None for axes in names]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(module, tuple(inputs), dynamic_shapes=free, strict=False)
+    program = export(module, tuple(inputs), {}, free)
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     traced = [node.meta["val"] for node in placeholders[len(placeholders) - len(inputs) :]]
     values = _example_values(traced, inputs)
