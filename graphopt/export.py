@@ -81,7 +81,7 @@ def from_exported_program(
     shapes = _shapes_of(graph, dim_names or {})
     _drop_assertions(graph)
     for node in graph.nodes:
-        if node.op == "call_function" and not is_in_place(node):
+        if node.op == "call_function" and "val" in node.meta and not is_in_place(node):
             shapes.learn(node)  # torch.export has propagated the same operators, which takes long
     unchain_counters(graph)
     functionalize(graph, shapes, may_write=is_running_statistic)

@@ -59,10 +59,9 @@ class TvmBackend(Backend):
         return load_from(directory, manifest)
 
     def _imported(self, model: Model, machine: Machine) -> Imported:
-        from graphopt.backends.tvm.importer import import_program, prepare
-        from graphopt.export import to_exported_program
+        from graphopt.backends.tvm.importer import import_model
 
-        return import_program(prepare(to_exported_program(model)), machine)
+        return import_model(model, machine)
 
 
 def tvm_target(target: Target) -> Any:

@@ -1,4 +1,4 @@
-"""From an exported program of ATen operators to a Relax module, node by node.
+"""From a model's graph of ATen operators to a Relax module, node by node.
 
 Sizes never travel through the graph: torch has inferred every shape as an expression over named symbols, so that each
 is rebuilt as a TIR expression from the node's metadata, and nodes that compute sizes need no conversion at all.
@@ -15,13 +15,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument, TokenArgument
 from tvm import ir, relax, sym
 
-import graphopt.backends.tvm.operators  # noqa: F401  # fills the table
 from graphopt.backend import Unsupported
 from graphopt.backends.tvm import layout
+from graphopt.backends.tvm.decompose import decomposed, holds_tensor
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.registry import (
     CONVERTERS,
@@ -35,13 +33,17 @@ from graphopt.backends.tvm.registry import (
 )
 from graphopt.backends.tvm.symbols import Symbols
 from graphopt.errors import UnsupportedError
+from graphopt.frontends.functionalize import is_in_place
+from graphopt.frontends.outputs import output_leaves
+from graphopt.model import Model
 
-__all__ = ["Imported", "import_program", "prepare"]
+__all__ = ["Imported", "import_model"]
 
 _DTYPES = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
     *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8),
 }
+
 
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
 """Operators that only check something at run time, which the signature and the type checks do here."""
@@ -55,42 +57,14 @@ class Imported:
     unsupported: list[Unsupported] = field(default_factory=list)
 
 
-def prepare(program: ExportedProgram) -> ExportedProgram:
-    """Make the graph functional, and decompose the operators that have no converter but a decomposition in torch."""
-    for _ in range(3):
-        targets = {node.target for node in program.graph.nodes if _computes_tensors(node)}
-        table = torch.export.default_decompositions()
-        wanted = {t: table[t] for t in targets if t not in CONVERTERS and t in table}
-        if not wanted and not any(_needs_rewriting(target) for target in targets):
-            break
-        program = program.run_decompositions(wanted)
-    return program
-
-
-def _computes_tensors(node: fx.Node) -> bool:
-    """Whether a node needs conversion: sizes and checks are left out."""
-    meta = node.meta.get("val")
-    return node.op == "call_function" and (meta is None or _holds_tensor(meta)) and not _is_check(node)
-
-
-def _is_check(node: fx.Node) -> bool:
-    return any(check in str(node.target) for check in _CHECKS)
-
-
-def _needs_rewriting(target: Any) -> bool:
-    if isinstance(target, torch._ops.OpOverload):
-        return target not in CONVERTERS and target._schema.is_mutable
-    return isinstance(target, torch._ops.HigherOrderOperator) and "wrap_with" in target.name()
-
-
-def import_program(program: ExportedProgram, machine: Machine) -> Imported:
-    """Convert a functional program and list what cannot be converted; the module is of use when nothing is."""
-    return _Importer(program, machine).run()
+def import_model(model: Model, machine: Machine) -> Imported:
+    """Convert a model and list what cannot be converted; the module is of use when that list is empty."""
+    return _Importer(decomposed(model), machine).run()
 
 
 class _Importer:
-    def __init__(self, program: ExportedProgram, machine: Machine) -> None:
-        self.program = program
+    def __init__(self, model: Model, machine: Machine) -> None:
+        self.model = model
         self.machine = machine
         self.builder = relax.BlockBuilder()
         self.symbols = Symbols()
@@ -102,46 +76,29 @@ class _Importer:
         self.analyzer = sym.Analyzer()
 
     def run(self) -> Imported:
-        inputs = self._inputs()
-        with self.builder.function("main", inputs):
+        inputs = [self._input(node) for node in self.model.graph.nodes if node.op == "placeholder"]
+        variables = [variable for variable in inputs if variable is not None]
+        self._require_plain_sizes(variables)
+        with self.builder.function("main", variables):
             with self.builder.dataflow():
-                for node in self.program.graph.nodes:
-                    if node.op in ("call_function", "get_attr"):
+                for node in self.model.graph.nodes:
+                    if node.op == "get_attr":
+                        self._bind(node, self.model.params[str(node.target)])
+                    elif node.op == "call_function":
                         self._node(node)
                 result = self.builder.emit_output(relax.Tuple(self._outputs()))
             self.builder.emit_func_output(result)
         return Imported(self.builder.get(), self.unsupported)
 
-    def _inputs(self) -> list[Any]:
-        """Note the parameters and buffers; return the variables of the user's tensors."""
-        placeholders = {node.name: node for node in self.program.graph.nodes if node.op == "placeholder"}
-        variables = []
-        for spec in self.program.graph_signature.input_specs:
-            if isinstance(spec.arg, ConstantArgument | TokenArgument):
-                continue
-            node = placeholders[spec.arg.name]
-            if spec.kind == InputKind.USER_INPUT:
-                variables.append(self._input(node, spec.arg))
-            else:
-                self._bind(node, self._stored(spec.kind, str(spec.target)))
-        self._require_plain_sizes(variables)
-        return variables
-
-    def _input(self, node: fx.Node, argument: Any) -> Any:
-        if not isinstance(argument, TensorArgument):
-            self._refuse(node, f"input '{node.name}' is not a tensor but a {type(argument).__name__}")
+    def _input(self, node: fx.Node) -> Any:
+        """The variable of an input that is a tensor. The signature checks the others, which are constants."""
+        if not isinstance(node.meta["val"], torch.Tensor):
+            return None
         self.values[node] = variable = relax.Var(node.name, self._type(node.meta["val"]))
         return variable
 
-    def _stored(self, kind: InputKind, name: str) -> Any:
-        if kind == InputKind.CUSTOM_OBJ:
-            return None
-        if name in self.program.state_dict:
-            return self.program.state_dict[name]
-        return self.program.constants[name]
-
-    def _bind(self, node: fx.Node, tensor: Any) -> None:
-        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
+    def _bind(self, node: fx.Node, tensor: torch.Tensor) -> None:
+        if tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
             self._refuse(node, "a stored value is not a dense tensor of a known dtype")
             return
         self.stored[node] = tensor.detach()
@@ -161,11 +118,11 @@ class _Importer:
         return relax.TensorType([self.symbols.size(size) for size in meta.shape], dtype_name(meta.dtype))
 
     def _node(self, node: fx.Node) -> None:
-        meta = node.meta.get("val")
+        meta = node.meta["val"]
         if node.target is operator.getitem and not node.users:
             return
-        if not _holds_tensor(meta):
-            if meta is None and not _is_check(node):
+        if not holds_tensor(meta):
+            if meta is None and not any(check in str(node.target) for check in _CHECKS):
                 self._refuse(node, "it returns nothing that a compiled graph could hold")
             return
         if isinstance(meta, torch.Tensor) and node.target in _FILLERS and _computable(node):
@@ -183,6 +140,8 @@ class _Importer:
     def _convert(self, call: Call) -> Any:
         target = call.node.target
         converter = CONVERTERS.get(target)
+        if converter is None and is_in_place(call.node):
+            raise Refused("it writes to a tensor; a compiled graph has no state")
         if converter is None:
             raise Refused("no conversion to TVM, and torch has no decomposition that helps")
         for value in (call.meta, *(n.meta["val"] for n in call.node.all_input_nodes)):
@@ -246,7 +205,7 @@ class _Importer:
         if not isinstance(value, fx.Node):
             return value
         meta = value.meta["val"]
-        return tensors(value) if _holds_tensor(meta) else self.symbols.size(meta)
+        return tensors(value) if holds_tensor(meta) else self.symbols.size(meta)
 
     def _tensors(self, node: fx.Node) -> Any:
         """The Relax value of a node; a stored tensor becomes a constant when it is first asked for."""
@@ -311,24 +270,15 @@ class _Importer:
         return self.builder.emit(relax.op.zeros([self.symbols.size(s) for s in meta.shape], dtype_name(meta.dtype)))
 
     def _outputs(self) -> list[Any]:
-        (node,) = (node for node in self.program.graph.nodes if node.op == "output")
         results = []
-        for spec, value in zip(self.program.graph_signature.output_specs, node.args[0], strict=True):
-            if isinstance(spec.arg, TokenArgument):
+        for leaf in output_leaves(self.model.graph):
+            if not isinstance(leaf, fx.Node):
                 continue
-            if spec.kind != OutputKind.USER_OUTPUT:
-                self._refuse(value, f"it writes to '{spec.target}'; a compiled graph has no state")
-            elif isinstance(spec.arg, TensorArgument):
-                results.append(self._plain(value))
-            elif not isinstance(spec.arg, ConstantArgument):
-                self._refuse(value, "an output is a size, not a tensor")
+            if isinstance(leaf.meta["val"], torch.Tensor):
+                results.append(self._plain(leaf))
+            else:
+                self._refuse(leaf, "an output is a size, not a tensor")
         return results
-
-
-def _holds_tensor(meta: Any) -> bool:
-    if isinstance(meta, tuple | list):
-        return any(isinstance(m, torch.Tensor) for m in meta)
-    return isinstance(meta, torch.Tensor)
 
 
 _FILLERS: dict[Any, int] = {

@@ -92,7 +92,9 @@ def test_refused_with_a_reason(function: object, reason: str) -> None:
 def test_a_model_in_training_mode_is_refused() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
     found = get_backend("tvm")().supports(go.capture(net, (torch.randn(2, 3, 4, 4),)))
-    assert any("training mode" in problem.why for problem in found)
+    reasons = {problem.operator: problem.why for problem in found}
+    assert reasons.keys() == {"aten.batch_norm.default", "aten.add_.Tensor"}
+    assert "training mode" in reasons["aten.batch_norm.default"] and "writes" in reasons["aten.add_.Tensor"]
 
 
 def test_two_dynamic_sizes_and_arithmetic_on_them() -> None:
