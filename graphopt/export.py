@@ -24,12 +24,12 @@ from torch.utils import _pytree as pytree
 from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.fake import Shapes, dim_of, dtype_name
 from graphopt.frontends.conditions import conditions, squeezed
-from graphopt.frontends.functionalize import functionalize, is_in_place
-from graphopt.frontends.outputs import output_leaves, output_names, refuse_data_dependent
+from graphopt.frontends.functionalize import functionalize
+from graphopt.frontends.outputs import output_names, refuse_data_dependent
 from graphopt.frontends.regions import inline_regions, refuse_control_flow
 from graphopt.mode import is_running_statistic, note_fixed_flags, unchain_counters
-from graphopt.model import Mode, Model, empty_module
-from graphopt.ops import is_pure
+from graphopt.model import Mode, Model, empty_module, output_leaves
+from graphopt.ops import is_in_place, is_pure
 from graphopt.params import ParamKind
 from graphopt.signature import ConstSpec, Range, Signature, TensorSpec, ValueSpec, size_of
 

@@ -16,7 +16,7 @@ from graphopt.fake import Shapes, dtype_name
 from graphopt.params import ParamKind, ParamTable
 from graphopt.signature import ConstSpec, Signature, TensorSpec
 
-__all__ = ["Mode", "Model", "empty_module"]
+__all__ = ["Mode", "Model", "empty_module", "output_leaves"]
 
 Mode = Literal["train", "eval"]
 
@@ -212,6 +212,12 @@ class Model:
     def __repr__(self) -> str:
         calls = sum(node.op == "call_function" and node.target is not operator.getitem for node in self.graph.nodes)
         return f"<graphopt.Model: {calls} operators, {len(self.params)} tensors, {self.mode}, {self.signature}>"
+
+
+def output_leaves(graph: fx.Graph) -> list[Any]:
+    """The flat outputs: nodes, and values that are part of the model."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    return list(output.args[0]) if isinstance(output.args[0], tuple | list) else [output.args[0]]
 
 
 def empty_module() -> fx.GraphModule:

@@ -28,11 +28,11 @@ from graphopt.errors import VerifyError
 from graphopt.fake import ShapeError, dim_of, dtype_name, shape_text
 from graphopt.mode import is_running_statistic, wrong_flags
 from graphopt.model import Model
-from graphopt.ops import SIZE_ARITHMETIC, is_pure, lookup
+from graphopt.ops import SIZE_ARITHMETIC, is_in_place, is_pure, lookup
 from graphopt.printer import excerpt, operator_name, source_of
 from graphopt.signature import TensorSpec, ValueSpec
 
-__all__ = ["INVARIANTS", "is_in_place", "verify"]
+__all__ = ["INVARIANTS", "verify"]
 
 
 def verify(model: Model) -> None:
@@ -202,13 +202,6 @@ def _check_writes(model: Model) -> None:
     for node in model.graph.nodes:
         if node.op == "call_function" and is_in_place(node) and not is_running_statistic(node):
             _fail("I9", f"'{node.name}' writes to its argument", node, model)
-
-
-def is_in_place(node: fx.Node) -> bool:
-    """Whether the operator's schema says that it writes to an argument."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    return any(arg.alias_info is not None and arg.alias_info.is_write for arg in node.target._schema.arguments)
 
 
 def _check_literals(model: Model) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 
 import graphopt as go
 from graphopt.errors import InputError, UnsupportedError, UsageError
-from graphopt.verify import is_in_place, verify
+from graphopt.ops import is_in_place
+from graphopt.verify import verify
 from tests.compare import relative_error
 
 

@@ -33,9 +33,8 @@ from graphopt.backends.tvm.registry import (
 )
 from graphopt.backends.tvm.symbols import Symbols
 from graphopt.errors import UnsupportedError
-from graphopt.frontends.functionalize import is_in_place
-from graphopt.frontends.outputs import output_leaves
-from graphopt.model import Model
+from graphopt.model import Model, output_leaves
+from graphopt.ops import is_in_place
 
 __all__ = ["Imported", "import_model"]
 

@@ -18,19 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphopt.errors import UnsupportedError
 from graphopt.fake import Shapes
-from graphopt.ops import Kind, argument, lookup
+from graphopt.ops import Kind, argument, is_in_place, lookup
 from graphopt.printer import source_of
 
-__all__ = ["functionalize", "is_in_place"]
+__all__ = ["functionalize"]
 
 aten = torch.ops.aten
-
-
-def is_in_place(node: fx.Node) -> bool:
-    """Whether the operator writes to one of its arguments."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    return any(arg.alias_info is not None and arg.alias_info.is_write for arg in node.target._schema.arguments)
 
 
 def functionalize(graph: fx.Graph, shapes: Shapes, *, may_write: Callable[[fx.Node], bool]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import fx
@@ -11,18 +10,13 @@ from torch.utils import _pytree as pytree
 
 from graphopt.errors import UnsupportedError
 from graphopt.fake import Shapes, data_dependent
+from graphopt.model import output_leaves
 from graphopt.printer import operator_name, source_of
 
-__all__ = ["output_leaves", "output_names", "refuse_data_dependent"]
+__all__ = ["output_names", "refuse_data_dependent"]
 
 _FIXED = "return a tensor of fixed shape, such as torch.where(mask, x, 0), or the mask, and select outside of the model"
 _TENSOR = "return the tensor itself, without .item(), int() or float()"
-
-
-def output_leaves(graph: fx.Graph) -> list[Any]:
-    """The flat outputs: nodes, and values that are part of the model."""
-    output = next(node for node in graph.nodes if node.op == "output")
-    return list(output.args[0]) if isinstance(output.args[0], tuple | list) else [output.args[0]]
 
 
 def output_names(spec: pytree.TreeSpec) -> list[str]:

@@ -24,7 +24,17 @@ from graphopt.ops.axes import (
 from graphopt.ops.contraction import equation, operands
 from graphopt.ops.info import Kind, Literal, OpInfo
 from graphopt.ops.sizes import Size, numel, product, rank, shape
-from graphopt.ops.table import SIZE_ARITHMETIC, TABLE, is_barrier, is_commutative, is_pure, is_training, is_view, lookup
+from graphopt.ops.table import (
+    SIZE_ARITHMETIC,
+    TABLE,
+    is_barrier,
+    is_commutative,
+    is_in_place,
+    is_pure,
+    is_training,
+    is_view,
+    lookup,
+)
 
 __all__ = [
     "SIZE_ARITHMETIC",
@@ -50,6 +60,7 @@ __all__ = [
     "equation",
     "is_barrier",
     "is_commutative",
+    "is_in_place",
     "is_pure",
     "is_training",
     "is_view",

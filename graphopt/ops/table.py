@@ -137,6 +137,13 @@ def is_barrier(node: Node) -> bool:
     return info is None or isinstance(info.axes, Opaque)
 
 
+def is_in_place(node: Node) -> bool:
+    """Whether the operator's schema says that it writes to an argument."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return any(arg.alias_info is not None and arg.alias_info.is_write for arg in node.target._schema.arguments)
+
+
 def is_view(node: Node) -> bool:
     """Whether the output shares memory with the first input, so that the call moves no bytes.
 
