@@ -8,6 +8,7 @@ against torch's shape and cast to torch's dtype.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -234,7 +235,8 @@ class _Importer:
             return tuple(v if v is None else self._settle(node, v, m) for v, m in zip(value, meta, strict=True))
         if isinstance(value, layout.Ordered):
             stored = meta.permute(value.order)
-            return layout.settled(layout.Ordered(self._settle(node, value.value, stored), value.order))
+            made = dataclasses.replace(value, value=self._settle(node, value.value, stored))
+            return made if isinstance(made, layout.Padded) else layout.settled(made)
         result = value if isinstance(value, relax.Var | ir.GenericConst) else self.builder.emit(value)
         dtype = dtype_name(meta.dtype)
         if dtype_of(result) != dtype:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHANNELS_LAST",
     "Ordered",
+    "Padded",
     "arranged",
     "broadcast_ready",
     "common_order",
@@ -64,6 +65,19 @@ class Ordered:
     def place(self, axis: int) -> int:
         """Where an axis (negative: counted from the end) lies in memory."""
         return self.order.index(axis % len(self.order))
+
+
+@dataclass(frozen=True)
+class Padded(Ordered):
+    """An image [N, C, H, W] with zeros around it, which a convolution need not read: it can look over the border.
+
+    Attributes:
+        inner: the image without the zeros.
+        before: rows above it, and columns on its left.
+    """
+
+    inner: Ordered
+    before: tuple[int, int]
 
 
 def _sizes(value: Any) -> list[Any]:

@@ -42,6 +42,7 @@ def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Buil
     with target, transform.PassContext(opt_level=3, config={"tirx.disable_storage_rewrite": True}):
         module = transform.Sequential(
             [
+                relax.transform.DeadCodeElimination(),
                 relax.transform.LegalizeOps(),
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),

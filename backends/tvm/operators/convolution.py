@@ -8,7 +8,7 @@ import torch
 from tvm import relax, te, tirx
 
 from graphopt.backends.tvm.kernels.geometry import Window
-from graphopt.backends.tvm.layout import Ordered, ordered, plain, reshaped
+from graphopt.backends.tvm.layout import Ordered, Padded, ordered, plain, reshaped
 from graphopt.backends.tvm.operators.packed import packed_convolution, packs
 from graphopt.backends.tvm.operators.transposed import per_axis, transposed_with_kernel, with_row
 from graphopt.backends.tvm.registry import Call, Refused, converts, shape_of, static_shape, wide
@@ -115,6 +115,8 @@ def _with_kernel(call: Call, x: Any, weight: Any, bias: Any, steps: tuple[Any, A
     if rank == 1:
         x, weight = reshaped(call, x, with_row(ordered(x).shape)), call.reshape(weight, with_row(shape_of(weight)))
         stride, padding, dilation, shape = [1, *stride], [0, *padding], [1, *dilation], with_row(shape)
+    elif isinstance(x, Padded):
+        padding, x = [b + p for b, p in zip(x.before, padding, strict=True)], x.inner
     size, kernel = ordered(x).shape[2:], shape_of(weight)[2:]
     window = Window(*((pair[0], pair[1]) for pair in (size, shape[2:], kernel, stride, padding, dilation)))
     result = packed_convolution(call, x, weight, window, groups)

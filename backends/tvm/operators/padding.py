@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from graphopt.backends.tvm.layout import computed, ordered
+from graphopt.backends.tvm.layout import Padded, computed, ordered
 from graphopt.backends.tvm.operators.movement import shifted
 from graphopt.backends.tvm.registry import Call, Refused, converts
 
@@ -31,7 +31,11 @@ def constant_pad(call: Call, self: Any, pad: Sequence[Any], value: Any = 0) -> A
 
         return value_at
 
-    return computed(call, self, call.shape, element, "pad")
+    result = computed(call, self, call.shape, element, "pad")
+    if len(sizes) != 4 or len(pad) > 4 or value != 0 or not all(isinstance(n, int) and n >= 0 for n in pad):
+        return result
+    known = ordered(result)
+    return Padded(known.value, known.order, ordered(self), (before[2], before[3]))
 
 
 @converts(aten.pad.default, layout="any")
