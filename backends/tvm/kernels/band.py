@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import tirx
 
-from graphopt.backends.tvm.kernels.emit import Code, flat, index, lanes_of, vector
+from graphopt.backends.tvm.kernels.emit import Code, flat, lanes_of, vector
 from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.runs import Run, each_run
 
@@ -16,10 +16,10 @@ __all__ = ["copy_band"]
 def copy_band(
     code: Code, source: Any, image: Any, first_row: Any, rows: int, window: Window, order: str, lanes: int
 ) -> Any:
-    """Copy `rows` padded input rows into a new flat buffer [rows, columns, C].
+    """Copy `rows` padded input rows into a new flat buffer: [rows, columns, C], or [rows, C, columns] of planes.
 
     Args:
-        source: data, [N, H, W, C], or [N, C, H, W] when `order` is "NCHW".
+        source: data, [N, H, W, C], or planes [N, C, H, W] when `order` is "NCHW".
         image: index of the image.
         first_row: the first row, counted in the input without padding; it may be negative.
     """
@@ -34,14 +34,16 @@ def copy_band(
         base = code.let("band_at", r * (columns * channels))
         valid = tirx.all(row >= 0, row < height)
         with code.when(valid):
-            left = before * channels
-            right = (columns - before - inside) * channels
-            _zero(code, band, base, left, lanes)
             if order == "NCHW":
-                _interleave(code, band, base + left, source, image, row, inside, channels)
+                size = 1
+                lines = [(base + c * columns, ((image * channels + c) * height + row) * width) for c in range(channels)]
             else:
-                _copy(code, band, base + left, source, (image, row), inside, channels, lanes)
-            _zero(code, band, base + (left + inside * channels), right, lanes)
+                size, lines = channels, [(base, (image * height + row) * (width * channels))]
+            for target, start in lines:
+                _zero(code, band, target, before * size, lanes)
+                _copy(code, band, target + before * size, source, start, inside * size, lanes)
+                end = before + inside
+                _zero(code, band, target + end * size, (columns - end) * size, lanes)
         with code.when(tirx.Not(valid)):
             _zero(code, band, base, columns * channels, lanes)
     return band
@@ -58,22 +60,11 @@ def _zero(code: Code, target: Any, start: Any, length: int, lanes: int) -> None:
             code.store(target, start + whole * lanes + i, zero)
 
 
-def _copy(
-    code: Code, target: Any, start: Any, source: Any, row: tuple[Any, Any], width: int, channels: int, lanes: int
-) -> None:
-    """The pixels of a row lie one after the other, here and there."""
-    lines, (image, line) = flat(code, source), row
-    first = code.let("first", (image * source.shape[1] + line) * (int(source.shape[2]) * channels))
+def _copy(code: Code, target: Any, start: Any, source: Any, first: Any, length: int, lanes: int) -> None:
+    """The pixels of a line lie one after the other, here and there."""
+    numbers, first = flat(code, source), code.let("first", first)
 
     def move(run: Run) -> None:
-        code.store(target, vector(start + run.start, run.count), lines[vector(first + run.start, run.count)])
+        code.store(target, vector(start + run.start, run.count), numbers[vector(first + run.start, run.count)])
 
-    each_run(code, width * channels, lanes, move)
-
-
-def _interleave(
-    code: Code, target: Any, start: Any, source: Any, image: Any, row: Any, width: int, channels: int
-) -> None:
-    with code.loop("x", width) as x:
-        for c in range(channels):
-            code.store(target, start + x * channels + c, source[image, index(c), row, x])
+    each_run(code, length, lanes, move)

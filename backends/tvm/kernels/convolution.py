@@ -91,7 +91,8 @@ class _Convolution:
         self.outputs = int(self.fused.result.shape[-1]) // self.groups
         self.images = self.data.shape[0]
         self.banded = self.window.padded or self.order == "NCHW"
-        self.run_together = self.groups == 1 and self.window.dilation[1] == 1
+        self.planes = self.order == "NCHW"
+        self.run_together = self.groups == 1 and self.window.dilation[1] == 1 and not self.planes
 
     def emit(self) -> None:
         code, (height, width) = self.code, self.window.result
@@ -155,13 +156,14 @@ class _Convolution:
     ) -> None:
         code, window, lanes = self.code, self.window, self.lanes
         number = code.let("first_vector", number)
-        corner = code.let("corner", (start + x * window.stride[1]) * self.inputs + group * self.depth)
+        pixel, channel = (1, self.row_length) if self.planes else (self.inputs, 1)  # how far the next one is
+        first = x * (window.stride[1] * pixel) + group * (self.depth * channel)
+        corner = code.let("corner", start * self.inputs + first)
         step_y = window.dilation[0] * self.row_length * self.inputs
-        step_x = window.dilation[1] * self.inputs
 
         def left(p: int, y: Any, *k: Any) -> Any:
-            offset = k[0] if self.run_together else k[0] * step_x + k[1]
-            return self.source[corner + p * (window.stride[1] * self.inputs) + y * step_y + offset]
+            offset = k[0] if self.run_together else k[0] * (window.dilation[1] * pixel) + k[1] * channel
+            return self.source[corner + p * (window.stride[1] * pixel) + y * step_y + offset]
 
         def right(q: int, y: Any, *k: Any) -> Any:
             if self.run_together:
@@ -169,7 +171,7 @@ class _Convolution:
             return self.weight[group * self.vectors + number + q, y, k[0], k[1], vector(0, lanes)]
 
         extents = [self.kh, self.kw * self.depth] if self.run_together else [self.kh, self.kw, self.depth]
-        steps, unroll = math.prod(extents), steps_at_once(extents[-1])
+        steps, unroll = math.prod(extents), extents[-1] if self.planes else steps_at_once(extents[-1])
         following = ((group * self.vectors + number + wide) * (steps * lanes), wide * steps * lanes)
         ahead = fetching(code, self.flat_weight, following, (passed[0], tall, passed[1]), steps // unroll)
         sums = accumulate(code, (tall, wide), lanes, extents, left, right, unroll, ahead)
