@@ -33,6 +33,7 @@ __all__ = ["main"]
 
 PHOTOS = ("coffee", "chelsea", "flower", "china")
 ROUNDS = 20
+PAUSE_SECONDS = 0.1
 THREADS = 2
 
 
@@ -129,13 +130,16 @@ def do(job: Job, say: Callable[[str], None]) -> Result:
 
 
 def interleaved(artifacts: dict[str, Any], x: torch.Tensor) -> dict[str, tuple[float, float, float]]:
-    """Median and quartiles in milliseconds, the artifacts taking turns round by round."""
+    """Median and quartiles in milliseconds, the artifacts taking turns round by round.
+
+    Before each turn a pause: the threads of the one before spin for a while, on the cores that the next one needs.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in artifacts}
-    for round_ in range(ROUNDS + 3):
+    for _ in range(ROUNDS):
         for name, artifact in artifacts.items():
-            timing: Timing = artifact.bench(x, rounds=1, warmup=0)
-            if round_ >= 3:
-                seconds[name].append(timing.median * 1000)
+            time.sleep(PAUSE_SECONDS)
+            timing: Timing = artifact.bench(x, rounds=1, warmup=1)
+            seconds[name].append(timing.median * 1000)
     return {
         name: tuple(float(q) for q in np.quantile(rounds, (0.5, 0.25, 0.75)))  # type: ignore[misc]  # three numbers
         for name, rounds in seconds.items()

@@ -28,6 +28,8 @@ __all__ = ["bench"]
 
 _OTHERS = ("inductor", "openvino")
 _PACKAGES = ("graphopt", "torch", "numpy", "apache-tvm", "onnxruntime", "openvino")
+_PAUSE_SECONDS = 0.1
+"""Before each turn: the threads of the system before spin for a while, on the cores that the next one needs."""
 
 
 @dataclass
@@ -210,6 +212,7 @@ def _measure(contenders: list[Contender], rounds: int) -> None:
         for round_ in range(1, rounds + 1):
             tell(f"measuring: round {round_} of {rounds}")
             for contender in contenders:
+                time.sleep(_PAUSE_SECONDS)
                 timing = Timing.measure(lambda c=contender: c.run(c.tensors), rounds=1, warmup=1)  # type: ignore[misc]  # mypy cannot type a lambda with a default
                 contender.times.append(timing.median)
 
