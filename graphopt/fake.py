@@ -21,7 +21,16 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, free_unb
 from graphopt.errors import GraphoptError
 from graphopt.signature import Dim, Range, size_of
 
-__all__ = ["FakeTensor", "ShapeError", "Shapes", "data_dependent", "dim_of", "is_symbolic", "shape_text"]
+__all__ = [
+    "FakeTensor",
+    "ShapeError",
+    "Shapes",
+    "data_dependent",
+    "dim_of",
+    "example_number",
+    "is_symbolic",
+    "shape_text",
+]
 
 
 class ShapeError(GraphoptError):
@@ -169,6 +178,17 @@ def data_dependent(value: object) -> set[sympy.Symbol]:
     return (
         set(free_unbacked_symbols(value)) if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else set()
     )
+
+
+def example_number(value: torch.SymInt | torch.SymFloat | torch.SymBool) -> int | float | bool:
+    """The number that a size, or what is computed from sizes, had in the example. A size that is known only once an
+    operator has run is taken for two, which is neither of the special cases of sizes."""
+    node = value.node
+    if node.hint is not None:
+        number: int | float | bool = node.hint
+        return number
+    known = node.shape_env.backed_var_to_val
+    return node.pytype(node.expr.xreplace({s: known.get(s, sympy.Integer(2)) for s in node.expr.free_symbols}))  # type: ignore[no-any-return]  # int, float or bool
 
 
 def is_symbolic(value: object) -> bool:

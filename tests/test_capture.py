@@ -144,7 +144,26 @@ class Copied(nn.Module):
         return y, *copies
 
 
-@pytest.mark.parametrize("net", [Writes(), Aliased(), Copied()], ids=["views", "results of writes", "copies"])
+class Selected(nn.Module):
+    """Writes beside, to and through tensors whose size is known only once the numbers are."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = x * 1
+        y[0].add_(1)
+        places = (x > 0).nonzero().flatten().reshape(-1, 2)
+        rows, columns = torch.where(x > 0)
+        count = (x > 0).sum().item()
+        chosen = x[rows, columns]
+        row = chosen.view(-1)
+        row.mul_(3)
+        chosen.relu_()
+        return y, y + places.sum(), y * chosen.sum(), y * count
+
+
+NETS = {"views": Writes(), "results of writes": Aliased(), "copies": Copied(), "sizes from data": Selected()}
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 def test_writes_become_functional(net: nn.Module) -> None:
     x = torch.randn(3, 4)
     model = go.capture(net, (x,))

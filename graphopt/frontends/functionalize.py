@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from graphopt.errors import UnsupportedError
-from graphopt.fake import Shapes
+from graphopt.fake import Shapes, example_number
 from graphopt.ops import Kind, argument, is_in_place, lookup
 from graphopt.printer import source_of
 
@@ -183,7 +184,7 @@ def _find_bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """For every node whose value shares storage with one of its inputs, that input; found by running its operator on
     fake tensors of the example's size, whose storages are as real as those of the tensors they stand for."""
     base: dict[fx.Node, fx.Node] = {}
-    with FakeTensorMode(), torch.no_grad():
+    with FakeTensorMode(shape_env=ShapeEnv()), torch.no_grad():  # with one, sizes may depend on data
         for node in graph.nodes:
             if node.op != "call_function" or not _may_share(node):
                 continue
@@ -200,13 +201,13 @@ def _find_bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 def _may_share(node: fx.Node) -> bool:
     """Whether the result may lie in the storage of an argument. The schema tells, but for operators that are made of
     others and hand on what these return (dropout that drops nothing); products and norms never return an operand."""
-    info = lookup(node.target)
-    if info is None or not isinstance(node.target, torch._ops.OpOverload):
-        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.target is operator.getitem
     if any(value.alias_info is not None for value in node.target._schema.returns):
         return True
+    info = lookup(node.target)
     made_of_others = node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-    return made_of_others and info.kind not in (Kind.CONTRACTION, Kind.NORMALIZATION)
+    return made_of_others and (info is None or info.kind not in (Kind.CONTRACTION, Kind.NORMALIZATION))
 
 
 def _example(value: Any) -> Any:
@@ -216,7 +217,7 @@ def _example(value: Any) -> Any:
         return torch.empty_strided(sizes, strides, dtype=value.dtype)
     if isinstance(value, tuple | list):
         return [_example(item) for item in value]
-    return value.node.hint if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else value
+    return example_number(value) if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else value
 
 
 def _share(a: Any, b: Any) -> bool:
