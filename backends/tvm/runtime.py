@@ -16,11 +16,14 @@ from collections.abc import Callable
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graphopt.errors import GraphoptError, InputError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["START_THREADS", "STOP_THREADS", "Machine", "aligned", "ffi", "to_numpy", "use_threads"]
 
@@ -93,8 +96,22 @@ class Machine:
             return self._ffi.from_dlpack(aligned(tensor))
         if tensor.device.type != "cpu":
             raise InputError(f"an input is on {tensor.device}, the artifact runs on the CPU", todo="pass tensor.cpu()")
-        dense = tensor.detach().contiguous()
-        return self._ffi.from_dlpack(dense if dense.data_ptr() % _ALIGNMENT == 0 else dense.clone())
+        tensor = tensor.detach()
+        return self._ffi.from_dlpack(tensor if _fits(tensor) else _copied(tensor))
+
+
+def _fits(tensor: torch.Tensor) -> bool:
+    return tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0 and not tensor.is_neg()
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A dense and aligned copy, which numpy makes: torch would wake its threads for it, and these would spin for
+    milliseconds on the cores that the compiled code is about to use (twice the time of a small net)."""
+    import torch
+
+    # numpy does not know every type (bfloat16 for one), but integers of every size
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return torch.from_numpy(aligned(tensor.resolve_neg().view(integers).numpy())).view(tensor.dtype)
 
 
 def _stop_threads(stop: Any, process: int) -> None:
