@@ -6,8 +6,8 @@
 ; thread run, it does everything, and it waits for no more than tasks that have begun.
 ;
 ; $chunks   tasks per thread
-; $spins    rounds that a thread without work waits before it sleeps
-; $patience rounds that the launching thread waits for others before it sleeps
+; $spinning nanoseconds that a thread without work waits before it sleeps
+; $patience nanoseconds that the launching thread waits for others before it sleeps
 ; $futex    number of the system call
 ; $pause    the processor's hint that a thread waits
 
@@ -37,6 +37,7 @@
 @handles = internal global [1024 x i64] zeroinitializer, align 8
 
 declare i64 @syscall(i64, ...)
+declare i32 @clock_gettime(i32, ptr)
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
 declare i32 @pthread_join(i64, ptr)
 declare void @llvm.trap()
@@ -51,6 +52,28 @@ define void @graphopt_sleep_on(ptr %word, i32 %value) alwaysinline {
 define void @graphopt_wake(ptr %word) alwaysinline {
   %r = call i64 (i64, ...) @syscall(i64 $futex, ptr %word, i32 129, i32 2147483647)
   ret void
+}
+
+; Nanoseconds on a clock that only goes on. The processor's hint takes between 2 and 50 of them, so that rounds of
+; waiting tell nothing.
+define i64 @graphopt_now() alwaysinline {
+  %time = alloca { i64, i64 }
+  %code = call i32 @clock_gettime(i32 1, ptr %time)
+  %seconds = load i64, ptr %time
+  %rest_at = getelementptr { i64, i64 }, ptr %time, i32 0, i32 1
+  %rest = load i64, ptr %rest_at
+  %whole = mul i64 %seconds, 1000000000
+  %now = add i64 %whole, %rest
+  ret i64 %now
+}
+
+; Wait a moment, and tell whether the waiting that began at %since has lasted %limit.
+define i1 @graphopt_waited(i64 %since, i64 %limit) alwaysinline {
+  call void asm sideeffect "$pause", ""()
+  %now = call i64 @graphopt_now()
+  %passed = sub i64 %now, %since
+  %enough = icmp uge i64 %passed, %limit
+  ret i1 %enough
 }
 
 ; A task has no way to fail but for want of memory.
@@ -123,9 +146,9 @@ entry:
   %counter = getelementptr [8 x i64], ptr @counters, i32 %me
   br label %begin
 begin:
+  %since = call i64 @graphopt_now()
   br label %look
 look:
-  %spins = phi i32 [ 0, %begin ], [ %spun, %spin ]
   %seen = load atomic i64, ptr %counter acquire, align 8
   %some = icmp ult i64 %seen, $chunks
   br i1 %some, label %do, label %idle
@@ -133,12 +156,8 @@ do:
   call void @graphopt_work(i32 %me)
   br label %begin
 idle:
-  %tired = icmp uge i32 %spins, $spins
-  br i1 %tired, label %sleep, label %spin
-spin:
-  call void asm sideeffect "$pause", ""()
-  %spun = add i32 %spins, 1
-  br label %look
+  %tired = call i1 @graphopt_waited(i64 %since, i64 $spinning)
+  br i1 %tired, label %sleep, label %look
 sleep:
   ; Either the launch sees a sleeper, or the sleeper sees the launch: in its counter, or in the number of launches.
   %launches = load atomic i32, ptr @launches seq_cst, align 4
@@ -203,19 +222,15 @@ rouse:
   br label %help
 help:
   call void @graphopt_work(i32 0)
+  %since = call i64 @graphopt_now()
   br label %look
 look:
-  %spins = phi i32 [ 0, %help ], [ %spun, %spin ]
   %left = load atomic i32, ptr @left acquire, align 4
   %done = icmp eq i32 %left, 0
   br i1 %done, label %end, label %still
 still:
-  %tired = icmp uge i32 %spins, $patience
-  br i1 %tired, label %sleep, label %spin
-spin:
-  call void asm sideeffect "$pause", ""()
-  %spun = add i32 %spins, 1
-  br label %look
+  %tired = call i1 @graphopt_waited(i64 %since, i64 $patience)
+  br i1 %tired, label %sleep, label %look
 sleep:
   ; The processor that this thread leaves is free for the one that has the last task.
   store atomic i32 1, ptr @waiting seq_cst, align 4

@@ -23,8 +23,9 @@ from graphopt.backends.tvm.runtime import START_THREADS, STOP_THREADS
 __all__ = ["with_threads"]
 
 _TASKS_PER_THREAD = 4
-_SPINS, _PATIENCE = 20_000, 4_000
-"""Rounds of about 20 ns: how long a thread waits for work before it sleeps, and how long the caller for the others."""
+_SPINNING, _PATIENCE = 500_000, 500_000
+"""Nanoseconds: how long a thread waits for work before it sleeps, and how long the caller for the others. Who sleeps is
+woken late: with a fifth of this patience, one sleep led to the next, and a small model took half as long again."""
 
 _MACHINES = {
     "x86_64": {"futex": 202, "pause": "pause"},
@@ -64,5 +65,5 @@ def _with_address(body: str, *parameters: str) -> tirx.PrimFunc:
 @cache
 def _source(arch: str) -> str:
     text = files("graphopt.backends.tvm").joinpath("threads.ll").read_text(encoding="utf-8")
-    numbers = {"chunks": _TASKS_PER_THREAD, "spins": _SPINS, "patience": _PATIENCE}
+    numbers = {"chunks": _TASKS_PER_THREAD, "spinning": _SPINNING, "patience": _PATIENCE}
     return Template(text).substitute(_MACHINES[arch], **numbers)

@@ -87,11 +87,15 @@ def _flops(block: Any) -> Any:
         return 0
     extents = [variable.dom.extent for variable in block.iter_vars]
     notes = block.annotations
-    if str(notes.get(ANCHOR, "")) == "winograd":
+    kind = str(notes.get(ANCHOR, ""))
+    if kind == "winograd":
         square = int(notes["graphopt.square"])
         images, rows, columns, channels, _, _, depth, *_ = extents
         squares = -(-int(rows) // square) * -(-int(columns) // square)
         extents = [images, squares, channels, depth, (square + 2) ** 2]
+    elif kind == "strassen":
+        *rows, columns, depth, products = extents
+        return 2 * _product([*rows, columns, depth, products]) // 8
     return 2 * _product(extents)
 
 

@@ -49,6 +49,15 @@ def test_exact_code_has_no_winograd_kernel_and_equals_eager() -> None:
     assert relative_error(artifact(x), net(x)) < 2e-6
 
 
+def test_strassens_product_is_not_exact() -> None:
+    net, x = nn.Linear(768, 1536), torch.randn(196, 768)
+    exact, fast = (_built(exact=exact, net=net, x=x) for exact in (True, False))
+    assert "strassen" in fast.coverage.rules and "strassen" not in exact.coverage.rules
+    reference = net.double()(x.double())
+    assert relative_error(exact(x).double(), reference) < 2e-6
+    assert relative_error(fast(x).double(), reference) < 3e-6
+
+
 def test_inexact_code_has_one_and_stays_within_its_bound() -> None:
     net, x = _net()
     artifact = _built(exact=False, net=net, x=x)

@@ -43,6 +43,11 @@ def test_winograd_counts_its_own_products() -> None:
     assert kernel.flops == 2 * 36 * 7 * 7 * 64 * 64
 
 
+def test_strassen_counts_seven_products_of_eight() -> None:
+    kernel = one(kernels(nn.Linear(768, 1536), torch.randn(196, 768)), "strassen")
+    assert kernel.flops == 2 * 196 * 768 * 1536 * 7 // 8
+
+
 def test_a_look_up_reads_few_rows() -> None:
     (kernel,) = kernels(nn.Embedding(1000, 16), torch.tensor([1, 2])).values()
     assert kernel.flops == 0

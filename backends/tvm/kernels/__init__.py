@@ -24,6 +24,7 @@ from graphopt.backends.tvm.kernels.matmul import matmul_kernel
 from graphopt.backends.tvm.kernels.normalization import normalization_kernel
 from graphopt.backends.tvm.kernels.product import product_kernel
 from graphopt.backends.tvm.kernels.reduction import reduction_kernel
+from graphopt.backends.tvm.kernels.strassen import strassen_kernel
 from graphopt.backends.tvm.kernels.winograd import winograd_kernel
 from graphopt.backends.tvm.schedule import ELEMENTARY, holds_bfloat16, schedule_function
 
@@ -31,6 +32,7 @@ __all__ = ["RULES", "scheduled"]
 
 RULES: tuple[Callable[[Fused, Machine], Any | None], ...] = (
     product_kernel,
+    strassen_kernel,
     convolution_kernel,
     winograd_kernel,
     depthwise_kernel,

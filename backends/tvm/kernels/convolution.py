@@ -19,6 +19,7 @@ from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import column_of
 from graphopt.backends.tvm.kernels.tile import (
+    Panels,
     accumulate,
     best_tile,
     cycles_of,
@@ -172,8 +173,9 @@ class _Convolution:
 
         extents = [self.kh, self.kw * self.depth] if self.run_together else [self.kh, self.kw, self.depth]
         steps, unroll = math.prod(extents), extents[-1] if self.planes else steps_at_once(extents[-1])
-        following = ((group * self.vectors + number + wide) * (steps * lanes), wide * steps * lanes)
-        ahead = fetching(code, self.flat_weight, following, (passed[0], tall, passed[1]), steps // unroll)
+        following = (group * self.vectors + number + wide) * (steps * lanes)
+        panels = Panels.side_by_side(following, wide * steps * lanes)
+        ahead = fetching(code, self.flat_weight, panels, (passed[0], tall, passed[1]), steps // unroll)
         sums = accumulate(code, (tall, wide), lanes, extents, left, right, unroll, ahead)
         starts = [
             code.let("channel", group * self.outputs + column_of(code, number + q, self.outputs, lanes))

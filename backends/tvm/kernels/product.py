@@ -6,16 +6,20 @@ block of rows (small enough for its operands to stay in the second-level cache) 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 from tvm import te, tirx
 
-from graphopt.backends.tvm.kernels.emit import Code, flat, index, vector
+from graphopt.backends.tvm.kernels.emit import Code, flat, index, lanes_of, vector
 from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
 from graphopt.backends.tvm.kernels.machine import Machine
+from graphopt.backends.tvm.kernels.rows import Division, Part, Rows, divisions, waiting
+from graphopt.backends.tvm.kernels.runs import Run, each_run
 from graphopt.backends.tvm.kernels.tile import (
+    Panels,
     accumulate,
     best_tile,
     cycles_of,
@@ -25,9 +29,7 @@ from graphopt.backends.tvm.kernels.tile import (
     steps_at_once,
 )
 
-__all__ = ["column_of", "packed_vectors", "product", "product_kernel"]
-
-_L3_BYTES_PER_CYCLE = 12
+__all__ = ["column_of", "division", "packed_vectors", "product", "product_kernel"]
 
 
 def packed_vectors(columns: int, lanes: int) -> list[int]:
@@ -80,47 +82,95 @@ class _Product:
     def __post_init__(self) -> None:
         self.vectors, self.depth, self.lanes = (int(size) for size in self.weight.shape)
         self.columns = int(self.fused.result.shape[-1])
-        self.sizes = list(self.data.shape)[:-1]
-        static = len(self.sizes)
-        while static and isinstance(self.sizes[static - 1], tirx.IntImm):
-            static -= 1
-        self.outer = math.prod(self.sizes[:static], start=index(1))
-        self.rows = math.prod(int(size) for size in self.sizes[static:])
-        self.dynamic = static > 0
+        self.rows = Rows.of(self.data.shape)
 
     def emit(self) -> None:
         self.source = flat(self.code, self.data)
         self.flat_weight = flat(self.code, self.weight)
-        if self.dynamic and self.rows < 4:
+        if self.rows.dynamic and self.rows.count < 4:
             self._any_number_of_rows()
-        else:
-            self._blocks_of_rows()
+            return
+        plan, _ = division(self.rows.count, self.vectors, self.depth, self.machine)
 
-    def _blocks_of_rows(self) -> None:
+        def task(part: Part) -> None:
+            if plan.chunks == 1:
+                self._tiles(part, self._whole)
+            else:
+                self._in_chunks(part, plan.chunks)
+
+        self.rows.each_part(self.code, plan, self.vectors, task)
+
+    def _tiles(self, part: Part, tile: Callable[[Part, Any, int, Any, int], None]) -> None:
+        """Call `tile(part, row, rows, vector, vectors)` for the tiles of a part: all rows, then the next vectors."""
         code = self.code
-        blocks, groups = _division(self.rows, self.vectors, self.depth, self.machine)
-        block_rows, group_vectors = -(-self.rows // blocks), -(-self.vectors // groups)
-        tall, wide = best_tile(block_rows, group_vectors, self.machine)
-        outer: Any = self.outer if self.dynamic else 1
-        with code.loop("task", outer * (blocks * groups), "parallel") as task:
-            place = code.let("place", tirx.floormod(task, index(blocks * groups)))
-            image = tirx.floordiv(task, index(blocks * groups)) * self.rows if self.dynamic else index(0)
-            block = tirx.floordiv(place, index(groups)) * block_rows
-            group = tirx.floormod(place, index(groups)) * group_vectors
-            first = code.let("first", image + tirx.min(block, index(self.rows - block_rows)))
-            base = code.let("base", tirx.min(group, index(self.vectors - group_vectors)))
+        tall, wide = best_tile(part.rows, part.units, self.machine)
 
-            def columns(q: Any, wide: int) -> None:
-                each_part(
-                    code, "row", tall, lambda p, tall: self._tile(first + p, base + q, tall, wide, (p, block_rows))
+        def columns(q: Any, wide: int) -> None:
+            each_part(code, "row", tall, lambda p, tall: tile(part, p, tall, q, wide))
+
+        each_part(code, "vectors", wide, columns)
+
+    def _whole(self, part: Part, p: Any, tall: int, q: Any, wide: int) -> None:
+        self._tile(part.first + p, part.base + q, tall, wide, (p, part.rows))
+
+    def _in_chunks(self, part: Part, chunks: int) -> None:
+        """A chunk of the depth at a time, so that rows and weights stay in the caches; sums are kept meanwhile."""
+        code, lanes, steps = self.code, self.lanes, self.depth // chunks
+        rows = code.scratch("rows", [part.rows, steps])
+        kept = code.scratch("kept", [part.rows, part.units, lanes])
+        whole = vector(0, lanes)
+
+        def everywhere(body: Callable[[Any, Any], None]) -> None:
+            with code.loop("row", part.rows) as p, code.loop("vector", part.units) as q:
+                body(p, q)
+
+        everywhere(lambda p, q: code.store(kept, [p, q, whole], lanes_of(tirx.const(0, "float32"), lanes)))
+        with code.loop("chunk", chunks) as chunk:
+            start = code.let("start", chunk * steps)
+            with code.loop("row", part.rows) as p:
+                line = code.let("line", (part.first + p) * self.depth + start)
+                move = partial(self._copy, rows, p, line)
+                each_run(code, steps, lanes, move)
+
+            def tile(part: Part, p: Any, tall: int, q: Any, wide: int) -> None:
+                number = code.let("first_vector", part.base + q)
+                unroll = steps_at_once(steps)
+                following = ((number + wide) * self.depth + start) * lanes
+                panels = Panels(following, self.depth * lanes, steps * lanes, wide)
+                ahead = fetching(code, self.flat_weight, panels, (p, tall, part.rows), steps // unroll)
+                sums = accumulate(
+                    code,
+                    (tall, wide),
+                    lanes,
+                    [steps],
+                    lambda i, k: rows[p + i, k],
+                    lambda j, k: self.weight[number + j, start + k, whole],
+                    unroll,
+                    ahead,
+                    lambda i, j: kept[p + i, q + j, whole],
                 )
+                for i, row in enumerate(sums):
+                    for j, total in enumerate(row):
+                        code.store(kept, [p + i, q + j, whole], total[whole])
 
-            each_part(code, "vectors", wide, columns)
+            self._tiles(part, tile)
+        everywhere(partial(self._emit, part, kept))
+
+    def _copy(self, rows: Any, p: Any, line: Any, run: Run) -> None:
+        self.code.store(rows, [p, run.places], self.source[vector(line + run.start, run.count)])
+
+    def _emit(self, part: Part, kept: Any, p: Any, q: Any) -> None:
+        """What follows, for a vector of kept sums."""
+        code = self.code
+        start = column_of(code, part.base + q, self.columns, self.lanes)
+        place = self.rows.place(part.first + p)
+        with code.loop("lane", self.lanes, "vectorized") as lane:
+            self.fused.epilogue.emit(code, kept[p, q, lane], [*place, start + lane])
 
     def _any_number_of_rows(self) -> None:
         """A dynamic number of rows: tiles of one height, the last of which overlaps the one before."""
         code = self.code
-        rows = code.let("rows", self.outer * self.rows)
+        rows = code.let("rows", self.rows.outer * self.rows.count)
         _, wide = best_tile(4, self.vectors, self.machine)
         tall = (self.machine.registers - 1 - wide.size) // wide.size
         count = code.let("tiles", tirx.floordiv(rows + (tall - 1), index(tall)))
@@ -150,48 +200,37 @@ class _Product:
         unroll, ahead = steps_at_once(depth), None
         if passed is not None:
             (done, rows), panel = passed, lanes * depth
-            following = ((number + wide) * panel, wide * panel)
-            ahead = fetching(code, self.flat_weight, following, (done, tall, rows), depth // unroll)
+            panels = Panels.side_by_side((number + wide) * panel, wide * panel)
+            ahead = fetching(code, self.flat_weight, panels, (done, tall, rows), depth // unroll)
         sums = accumulate(code, (tall, wide), lanes, [depth], left, right, unroll, ahead)
         starts = [column_of(code, number + q, self.columns, lanes) for q in range(wide)]
 
         def store(p: int, q: int, value: Any, lane: Any) -> None:
-            self.fused.epilogue.emit(code, value, [*_unravelled(row + p, self.sizes), starts[q] + lane])
+            self.fused.epilogue.emit(code, value, [*self.rows.place(row + p), starts[q] + lane])
 
         finish(code, sums, lanes, min(lanes, self.columns), store)
 
 
-def _unravelled(row: Any, sizes: list[Any]) -> list[Any]:
-    """The indices of the row of this number in a tensor of these sizes.
+@cache
+def division(rows: int, vectors: int, depth: int, machine: Machine) -> tuple[Division, float]:
+    """The division that takes the least time by the model, and how many cycles that are.
 
-    In one expression: where TVM looks at a named remainder by a free size, it finds that the size may be zero.
+    A task reads all weights of its group once, so that blocks of rows had better be large. But the rows of a chunk
+    must stay in the cache, with the sums that are kept from chunk to chunk, and the tasks must keep all threads busy.
     """
-    place: list[Any] = []
-    for size in reversed(sizes[1:]):
-        place.append(tirx.floormod(row, size))
-        row = tirx.floordiv(row, size)
-    return [row, *reversed(place)] if sizes else []
-
-
-def _division(rows: int, vectors: int, depth: int, machine: Machine) -> tuple[int, int]:
-    """Into how many blocks of rows and groups of columns to divide the work.
-
-    A task reads all weights of its group once: little is gained from small blocks. But a block must stay in the
-    cache, and the tasks must keep all threads busy.
-    """
-    lanes, threads = machine.lanes, machine.threads
-    fitting = max(1, machine.l2 // 2 // (4 * depth))
-    least = -(-rows // fitting)
-    choices = []
-    for blocks in {least, -(-least // threads) * threads, threads, 2 * threads}:
-        for groups in (1, threads):
-            if not least <= blocks <= rows or groups > vectors:
-                continue
-            block, group = -(-rows // blocks), -(-vectors // groups)
-            tasks = blocks * groups
-            compute = cycles_of(*best_tile(block, group, machine)) * depth * -(-tasks // threads)
-            weights = 4 * lanes * depth * group * -(-tasks // threads)
-            cached = weights / blocks <= machine.l2 // 2
-            choices.append((compute + (0 if cached else weights / _L3_BYTES_PER_CYCLE), tasks, blocks, groups))
-    *_, blocks, groups = min(choices)
-    return blocks, groups
+    lanes, choices = machine.lanes, []
+    for plan in divisions(rows, depth, machine):
+        groups, chunks = plan.groups, plan.chunks
+        if groups > vectors or (chunks > 1 and vectors < 2 * groups):
+            continue
+        block, group = -(-rows // plan.blocks), -(-vectors // groups)
+        space = 4 * block * (depth // chunks + (group * lanes if chunks > 1 else 0))
+        if space > machine.l2 * 5 // 8 and block > 1:
+            continue
+        turns = -(-plan.blocks * groups // machine.threads)
+        tiles = cycles_of(*best_tile(block, group, machine)) * depth
+        keeping = block * group * (2 * chunks + 4) + block * depth / 4 if chunks > 1 else 0
+        cost = turns * (tiles + keeping + waiting(4 * lanes * depth * group, tiles, machine))
+        choices.append((cost, plan.blocks * groups, plan))
+    cost, _, plan = min(choices, key=lambda choice: choice[:2])
+    return plan, cost

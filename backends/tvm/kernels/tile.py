@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from tvm import tirx
@@ -16,7 +17,17 @@ from tvm import tirx
 from graphopt.backends.tvm.kernels.emit import Code, index, lanes_of, vector
 from graphopt.backends.tvm.kernels.machine import Machine
 
-__all__ = ["Parts", "accumulate", "best_tile", "cycles_of", "each_part", "fetching", "finish", "steps_at_once"]
+__all__ = [
+    "Panels",
+    "Parts",
+    "accumulate",
+    "best_tile",
+    "cycles_of",
+    "each_part",
+    "fetching",
+    "finish",
+    "steps_at_once",
+]
 
 _LINE = 16
 """Numbers in a line of the caches."""
@@ -43,6 +54,7 @@ class Parts:
         return [kind for kind in both if kind[1]]
 
 
+@cache
 def best_tile(rows: int, vectors: int, machine: Machine) -> tuple[Parts, Parts]:
     """Cut rows and vectors of a result into the tiles that take the least time.
 
@@ -82,19 +94,20 @@ def accumulate(
     right: Callable[..., Any],
     unroll: int = 1,
     ahead: Callable[[Any], None] | None = None,
+    start: Callable[[int, int], Any] | None = None,
 ) -> list[list[Any]]:
     """The sums over `extents` of left(p, *k) * right(q, *k), as P x Q buffers of one vector each.
 
     `left` gives a number, `right` a vector. `ahead` is called in every round of `unroll` steps
-    with its number; there are no rounds where `unroll` is 1.
+    with its number; there are no rounds where `unroll` is 1. Sums start with the vector start(p, q), or zero.
     """
     tall, wide = tile
     zero = lanes_of(tirx.const(0, "float32"), lanes)
     place = vector(0, lanes)
     sums = [[code.local(f"sum_{p}_{q}", lanes) for q in range(wide)] for p in range(tall)]
-    for row in sums:
-        for total in row:
-            code.store(total, place, zero)
+    for p, row in enumerate(sums):
+        for q, total in enumerate(row):
+            code.store(total, place, zero if start is None else start(p, q))
 
     def step(k: list[Any]) -> None:
         weights = [code.let(f"w{q}", right(q, *k)) for q in range(wide)]
@@ -130,8 +143,22 @@ def steps_at_once(depth: int) -> int:
     return next((steps for steps in (4, 6, 5) if depth % steps == 0), 1)
 
 
+@dataclass(frozen=True)
+class Panels:
+    """Weights that will be read next: `count` runs of `size` numbers, the first at `start`, the others `step` apart."""
+
+    start: Any
+    step: int
+    size: int
+    count: int
+
+    @classmethod
+    def side_by_side(cls, start: Any, size: int) -> Panels:
+        return cls(start, size, size, 1)
+
+
 def fetching(
-    code: Code, weights: Any, panel: tuple[Any, int], part: tuple[Any, int, int], rounds: int
+    code: Code, weights: Any, panels: Panels, part: tuple[Any, int, int], rounds: int
 ) -> Callable[[Any], None]:
     """What brings the next weights into the cache while the rows of a block meet the present ones.
 
@@ -140,13 +167,17 @@ def fetching(
 
     Args:
         weights: flat.
-        panel: where the next ones begin, and how many there are.
         part: row, rows of the tile, rows in all: which part of them to fetch during this tile.
         rounds: how often the result will be called, with 0, 1, 2, ...
     """
-    (start, size), (row, tall, rows) = panel, part
-    lines = size // _LINE
-    first = code.let("line", tirx.floordiv(start, index(_LINE)) + tirx.floordiv(row * lines, index(rows)))
+    row, tall, rows = part
+    each_run = panels.size // _LINE
+    lines = each_run * panels.count
+    first, begin = tirx.floordiv(row * lines, index(rows)), panels.start
+    if panels.count > 1:
+        run = code.let("run", tirx.floordiv(first, index(each_run)))
+        begin, first = begin + run * panels.step, first - run * each_run
+    first = code.let("line", tirx.floordiv(begin, index(_LINE)) + first)
     each = -(-lines * tall // (rows * rounds))
 
     def ahead(number: Any) -> None:

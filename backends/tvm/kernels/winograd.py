@@ -25,7 +25,15 @@ from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
 from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import column_of
-from graphopt.backends.tvm.kernels.tile import accumulate, best_tile, cycles_of, each_part, fetching, steps_at_once
+from graphopt.backends.tvm.kernels.tile import (
+    Panels,
+    accumulate,
+    best_tile,
+    cycles_of,
+    each_part,
+    fetching,
+    steps_at_once,
+)
 from graphopt.backends.tvm.kernels.transforms import SQUARES, Transform
 
 __all__ = ["best_square", "transformed_weight", "winograd", "winograd_kernel"]
@@ -184,8 +192,9 @@ class _Winograd:
         unroll = steps_at_once(self.depth)
 
         def block(q: Any, wide: int, p: Any, tall: int) -> None:
-            following = ((position * self.vectors + base + q + wide) * panel, wide * panel)
-            ahead = fetching(code, self.flat_weight, following, (p, tall, squares), self.depth // unroll)
+            following = (position * self.vectors + base + q + wide) * panel
+            panels = Panels.side_by_side(following, wide * panel)
+            ahead = fetching(code, self.flat_weight, panels, (p, tall, squares), self.depth // unroll)
             sums = accumulate(
                 code,
                 (tall, wide),

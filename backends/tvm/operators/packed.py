@@ -14,6 +14,7 @@ from graphopt.backends.tvm.kernels.convolution import convolution
 from graphopt.backends.tvm.kernels.depthwise import depthwise
 from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.product import packed_vectors, product
+from graphopt.backends.tvm.kernels.strassen import BACK, quarters, strassen, strassen_pays
 from graphopt.backends.tvm.kernels.transforms import SQUARES
 from graphopt.backends.tvm.kernels.winograd import best_square, transformed_weight, winograd
 from graphopt.backends.tvm.layout import CHANNELS_LAST, Ordered, arranged, ordered
@@ -35,7 +36,10 @@ def packs(call: Call, weight: Any, x: Any) -> bool:
 
 def packed_linear(call: Call, x: Any, weight: Any) -> Any:
     """x [..., in] times weight [out, in] transposed."""
-    columns, lanes = shape_of(weight)[0], call.machine.lanes
+    (columns, depth), lanes = shape_of(weight), call.machine.lanes
+    if not call.machine.exact and strassen_pays(shape_of(x), depth, columns, call.machine):
+        sums, back = precomputed(weight, lambda w: quarters(w, lanes)), relax.const(BACK, "float32")
+        return call.compute(lambda d, w, b: strassen(d, w, b, columns), x, sums, back, name="strassen", anchor=True)
     packed = precomputed(weight, lambda w: _packed(w[:, None, None, :], 1, lanes)[:, 0, 0])
     return call.compute(lambda d, w: product(d, w, columns), x, packed, name="linear", anchor=True)
 

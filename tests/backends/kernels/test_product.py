@@ -13,7 +13,7 @@ from torch import Tensor
 from tvm import te, tirx
 
 from graphopt.backends.tvm.kernels.machine import Machine
-from graphopt.backends.tvm.kernels.product import packed_vectors, product, product_kernel
+from graphopt.backends.tvm.kernels.product import division, packed_vectors, product, product_kernel
 from tests.backends.kernels.building import (
     Library,
     a_machine,
@@ -63,6 +63,18 @@ def test_columns_below_at_above_and_between_whole_vectors(machine: Machine) -> N
     kernels = compiled({f"columns_{c}": lowered([5], 4, c, machine) for c in widths})
     for columns in widths:
         assert error_of(kernels[f"columns_{columns}"], [5], 4, columns, lanes) < LIMIT, columns
+
+
+@pytest.mark.parametrize("depth", [256, 384, 5 * 131])
+def test_chunks_of_the_depth(depth: int) -> None:
+    """Sums are kept from one chunk to the next where the rows of all are too much for the cache."""
+    machine = a_machine(threads=2, l2=8 << 10)
+    cases = {"blocks": (41, 48), "columns": (7, 75), "one": (1, 40)}
+    chunks = {name: division(rows, -(-c // 8), depth, machine)[0].chunks for name, (rows, c) in cases.items()}
+    assert chunks["blocks"] > 1 and chunks["columns"] > 1
+    kernels = compiled({name: lowered([rows], depth, c, machine) for name, (rows, c) in cases.items()})
+    for name, (rows, columns) in cases.items():
+        assert error_of(kernels[name], [rows], depth, columns, 8) < LIMIT, name
 
 
 def test_a_free_size_between_constant_ones() -> None:
