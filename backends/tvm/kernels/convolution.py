@@ -18,6 +18,7 @@ from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
 from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import column_of
+from graphopt.backends.tvm.kernels.rows import crossing
 from graphopt.backends.tvm.kernels.tile import (
     Panels,
     accumulate,
@@ -206,5 +207,6 @@ class _Convolution:
                 compute = rows * cycles_of(*best_tile(width, vectors, self.machine)) * steps
                 weights = 4 * lanes * vectors * steps / 16
                 band = needed * row_bytes / 16 if self.banded else 0
-                choices.append((turns * (compute + weights + band), rows, parts))
+                shared = crossing(height * width, self.inputs, self.outputs * self.groups, parts)
+                choices.append((turns * (compute + weights + band) + shared, rows, parts))
         return min(choices)[1:]

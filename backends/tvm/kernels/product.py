@@ -16,7 +16,7 @@ from tvm import te, tirx
 from graphopt.backends.tvm.kernels.emit import Code, flat, index, lanes_of, vector
 from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
 from graphopt.backends.tvm.kernels.machine import Machine
-from graphopt.backends.tvm.kernels.rows import Division, Part, Rows, divisions, waiting
+from graphopt.backends.tvm.kernels.rows import Division, Part, Rows, crossing, divisions, waiting
 from graphopt.backends.tvm.kernels.runs import Run, each_run
 from graphopt.backends.tvm.kernels.tile import (
     Panels,
@@ -231,6 +231,7 @@ def division(rows: int, vectors: int, depth: int, machine: Machine) -> tuple[Div
         tiles = cycles_of(*best_tile(block, group, machine)) * depth
         keeping = block * group * (2 * chunks + 4) + block * depth / 4 if chunks > 1 else 0
         cost = turns * (tiles + keeping + waiting(4 * lanes * depth * group, tiles, machine))
+        cost += crossing(rows, depth, lanes * vectors, groups)
         choices.append((cost, plan.blocks * groups, plan))
     cost, _, plan = min(choices, key=lambda choice: choice[:2])
     return plan, cost

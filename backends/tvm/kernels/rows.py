@@ -13,10 +13,13 @@ from tvm import tirx
 from graphopt.backends.tvm.kernels.emit import Code, index
 from graphopt.backends.tvm.kernels.machine import Machine
 
-__all__ = ["Division", "Part", "Rows", "divisions", "waiting"]
+__all__ = ["Division", "Part", "Rows", "crossing", "divisions", "waiting"]
 
 _BYTES_PER_CYCLE = 4
 """What one core draws from memory while others draw too."""
+
+_CROSSING_BYTES_PER_CYCLE = 8
+"""What comes from the cache of another core."""
 
 _SHORTEST_CHUNK = 128
 """Steps of a reduction that repay loading and storing a tile of sums."""
@@ -47,6 +50,14 @@ def waiting(weights: int, computing: float, machine: Machine) -> float:
         return 0
     stream = weights / _BYTES_PER_CYCLE
     return max(0, stream - computing) + stream / 8
+
+
+def crossing(rows: int, depth: int, columns: int, groups: int) -> float:
+    """Cycles lost on rows that other cores have written or will read, where columns are divided.
+
+    Kernels one after the other give the same rows of an image to the same thread.
+    """
+    return 4 * rows * (depth + columns) / 2 / _CROSSING_BYTES_PER_CYCLE if groups > 1 else 0
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from graphopt.backends.tvm.kernels.emit import Code, flat, index, lanes_of, vect
 from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import division as plain_division
-from graphopt.backends.tvm.kernels.rows import Division, Part, Rows, divisions, waiting
+from graphopt.backends.tvm.kernels.rows import Division, Part, Rows, crossing, divisions, waiting
 from graphopt.backends.tvm.kernels.runs import Run, each_run
 from graphopt.backends.tvm.kernels.tile import (
     Panels,
@@ -254,6 +254,7 @@ def division(rows: int, columns: int, depth: int, machine: Machine) -> tuple[Div
         adding = half * depth / 2 / lanes * (PRODUCTS + 2) + half * group * 24 * plan.chunks
         weights = 4 * PRODUCTS * lanes * depth // 2 * group
         cost = turns * (tiles + adding + waiting(weights, tiles, machine))
+        cost += crossing(rows, depth, columns, plan.groups)
         choices.append((cost, plan.blocks * plan.groups, plan))
     cost, _, plan = min(choices, key=lambda choice: choice[:2])
     return plan, cost

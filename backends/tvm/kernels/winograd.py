@@ -25,6 +25,7 @@ from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
 from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import column_of
+from graphopt.backends.tvm.kernels.rows import crossing
 from graphopt.backends.tvm.kernels.tile import (
     Panels,
     accumulate,
@@ -270,5 +271,6 @@ class _Winograd:
                 weights = 4 * self.positions * group * self.lanes * self.depth
                 waiting = max(0, weights / _BYTES_PER_CYCLE - products) + weights / 32
                 spilled = max(0, space - self.machine.l2) / _BYTES_PER_CYCLE
-                choices.append((turns * (products + moves + waiting + spilled), block, groups))
+                shared = crossing(math.prod(self.window.result), self.depth, self.outputs, groups)
+                choices.append((turns * (products + moves + waiting + spilled) + shared, block, groups))
         return min(choices)[1:]
