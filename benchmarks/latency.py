@@ -79,7 +79,7 @@ def earlier(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {}
     held = json.loads(path.read_text())
-    if held["machine"]["processor"] != facts["machine"]["processor"] or held["versions"] != facts["versions"]:
+    if _place(held) != _place(facts):
         raise UsageError(
             "the results that are there come from another machine or other versions",
             where=str(path),
@@ -87,6 +87,11 @@ def earlier(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         )
     cases: dict[str, Any] = held["cases"]
     return cases
+
+
+def _place(facts: Mapping[str, Any]) -> Any:
+    """What has to be equal. Processors of one name differ in their caches."""
+    return facts["machine"]["processor"], facts["machine"].get("target"), facts["versions"]
 
 
 def is_done(case: Case, held: Mapping[str, Any], at: str) -> bool:

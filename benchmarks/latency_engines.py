@@ -20,7 +20,9 @@ from torch.utils import _pytree as pytree
 
 import graphopt as go
 from benchmarks.latency_models import Subject
+from benchmarks.latency_roofline import roofline
 from benchmarks.machine import memory
+from graphopt.backends.tvm.artifact import TvmArtifact
 
 __all__ = ["ENGINES", "RIVALS", "Built", "Engine", "tensors_of"]
 
@@ -63,6 +65,9 @@ def _ours(free_batch: bool, subject: Subject, threads: int, onnx: Callable[[], P
         "memory_before_mb": round(before / 1e6, 1),
         "memory_peak_mb": round(memory("VmHWM") / 1e6, 1),
     }
+    if not free_batch:
+        assert isinstance(artifact, TvmArtifact)
+        facts["roofline"] = roofline(artifact, list(subject.args))
     return Built(lambda: artifact(*subject.args), facts)
 
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.latency_engines import ENGINES, RIVALS
@@ -159,11 +160,57 @@ def generated(results: Mapping[str, Any] | None) -> str:
     parts.append("Median milliseconds of a call; in brackets those of an engine whose outputs are off.")
     for summary in summaries(results):
         parts += [f"### {_title(summary)}", _markdown(*_latencies(summary)), summary.verdict]
+    parts += _rooflines(results)
     first = next(summaries(results))
     parts.append(f"### Until the first output: {_title(first).lower()}")
     parts.append("Seconds; `weights` is their size, `growth` how far the memory of the process rose above what it was.")
     parts += [_markdown(*_building(results)), *_failures(results)]
     return "\n\n".join(parts)
+
+
+def _rooflines(results: Mapping[str, Any]) -> list[str]:
+    """What the machine allows and where the rest goes, for every batch size and number of threads."""
+    parts = []
+    for summary in summaries(results):
+        rows = [row for row in summary.rows if "roofline" in row.engines.get("ours", {})]
+        if rows:
+            header = [
+                "model",
+                "GFLOP",
+                "MB moved",
+                "allowed ms",
+                "ours ms",
+                "achieved",
+                "best other / allowed",
+                "lost in",
+            ]
+            parts += [
+                f"### Roofline: {_title(summary).lower()}",
+                _ceilings(rows),
+                _markdown(header, list(map(_rests, rows))),
+            ]
+    return parts
+
+
+def _ceilings(rows: Sequence[Row]) -> str:
+    """The middle ones of the ceilings, which every case measured anew."""
+    found = [row.engines["ours"]["roofline"] for row in rows]
+    flops, moved = (median(one[name] for one in found) for name in ("gflops_per_second", "gb_per_second"))
+    return (
+        f"The ceilings: {flops:.0f} GFLOP/s and {moved:.0f} GB/s. `allowed` is what they allow our kernels, `best other "
+        "/ allowed` what the ratio could be at most; `lost in` names the kinds of kernel with most of the difference, in ms."
+    )
+
+
+def _rests(row: Row) -> list[str]:
+    ours = row.engines["ours"]
+    found, median_ms = ours["roofline"], ours["median_ms"]
+    lost = {rule: taken - allowed for rule, (taken, allowed) in found["rules"].items()}
+    most = sorted(lost, key=lambda rule: -lost[rule])[:3]
+    best = "" if row.best is None else f"{row.engines[row.best]['median_ms'] / found['allowed_ms']:.2f}"
+    numbers = [f"{found[name]:.3g}" for name in ("gflop", "mb_moved", "allowed_ms")]
+    share = f"{found['allowed_ms'] / median_ms:.0%}"
+    return [row.model, *numbers, f"{median_ms:.3g}", share, best, ", ".join(f"{r} {lost[r]:.2g}" for r in most)]
 
 
 def _failures(results: Mapping[str, Any]) -> list[str]:

@@ -67,6 +67,12 @@ def test_what_is_measured(measured: dict) -> None:
     for name in ("ours", "ours-dynamic"):
         assert {"capture_seconds", "exact_seconds", "compile_seconds", "weight_mb"} <= engines[name].keys()
         assert engines[name]["memory_peak_mb"] >= engines[name]["memory_before_mb"] > 0
+    roofline = engines["ours"]["roofline"]
+    assert (
+        0 < roofline["allowed_ms"] == pytest.approx(sum(allowed for _, allowed in roofline["rules"].values()), rel=0.1)
+    )
+    assert {"convolution", "product"} <= roofline["rules"].keys() and "roofline" not in engines["ours-dynamic"]
+    assert roofline["gflop"] == pytest.approx(2e-9 * (8 * 36 * 27 + 8 * 36 * 5), abs=1e-4)
     assert measured["rounds"] == 2 and measured["onnx_export_seconds"] > 0
     assert (measured["model"], measured["batch"], measured["threads"]) == ("small", 1, 1)
 
@@ -142,8 +148,17 @@ def case(model: str, **engines: dict) -> dict:
 def results() -> dict:
     """Ratios 2 and 1/2; a third net on which ours failed, a fourth of which the whole process did."""
     f32 = "openvino-f32"
+    roofline = {"gflops_per_second": 90.0, "gb_per_second": 20.0, "gflop": 0.3, "mb_moved": 8.0, "allowed_ms": 4.0}
+    rules = {"rules": {"product": [3.0, 2.5], "depthwise": [1.5, 1.5], "between kernels": [0.5, 0.0], "pool": [0.1, 0]}}
     rows = [
-        case("a", ours=engine(5), onnxruntime=engine(12), inductor=engine(10), **{f32: engine(20)}, eager=engine(1)),
+        case(
+            "a",
+            ours=engine(5) | {"roofline": roofline | rules},
+            onnxruntime=engine(12),
+            inductor=engine(10),
+            **{f32: engine(20)},
+            eager=engine(1),
+        ),
         case("b", ours=engine(8), onnxruntime=engine(4), inductor=engine(2, error=0.1), **{f32: engine(3, error=None)}),
         case("c", ours={"failed": "UnsupportedError: a | b c"}, onnxruntime=engine(150.4)),
         {"model": "d", "batch": 1, "threads": 2, "commit": "abc", "engines": ["ours"], "failed": "it crashed"},
@@ -172,6 +187,7 @@ def test_the_page_is_made_anew_between_its_markers(capsys: pytest.CaptureFixture
     assert "- c, batch 1, 2 threads, ours: `UnsupportedError: a | b c`" in once
     assert "- d, batch 1, 2 threads, ours: `it crashed`" in once
     assert "| a | 1.0 | 1.0 | 1.0 | 10 | 80 |" in once
+    assert "| a | 0.3 | 8 | 4 | 5 | 80% | 2.50 | product 0.5, between kernels 0.5, pool 0.1 |" in once
     with pytest.raises(ValueError, match="needs"):
         latency_table.page("no markers", results())
     latency_table.print_tables(results())
@@ -209,6 +225,8 @@ def test_what_is_measured_again(tmp_path: Path) -> None:
     assert latency.earlier(path, FACTS) == held and [file.name for file in path.parent.iterdir()] == ["results.json"]
     with pytest.raises(UsageError, match="another machine"):
         latency.earlier(path, FACTS | {"versions": {"torch": "3"}})
+    with pytest.raises(UsageError, match="another machine"):
+        latency.earlier(path, FACTS | {"machine": FACTS["machine"] | {"target": {"l3": 8 << 20}}})
 
 
 def test_choices(capsys: pytest.CaptureFixture[str]) -> None:

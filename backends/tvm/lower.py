@@ -8,6 +8,7 @@ from typing import Any
 from tvm import IRModule, relax, tirx, transform
 from tvm import target as tvm_target
 
+from graphopt.backends.tvm.chains import chained
 from graphopt.backends.tvm.kernels import scheduled
 from graphopt.backends.tvm.kernels.coverage import Coverage
 from graphopt.backends.tvm.kernels.machine import Machine
@@ -56,6 +57,7 @@ def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Buil
                 relax.transform.DeadCodeElimination(),
             ]
         )(module)
+        module = relax.transform.DeadCodeElimination()(chained(module, machine))
         module, weights = _take_weights_out(module)
         module = relax.transform.RewriteDataflowReshape()(relax.backend.DispatchSortScan()(module))
         module = relax.transform.DeadCodeElimination()(module)

@@ -18,6 +18,7 @@ from graphopt.backends.tvm.kernels.coverage import GENERAL, Coverage
 from graphopt.backends.tvm.kernels.depthwise import depthwise_kernel
 from graphopt.backends.tvm.kernels.elementary import BY_LIBRARY, depends_on_condition
 from graphopt.backends.tvm.kernels.elementwise import elementwise_kernel
+from graphopt.backends.tvm.kernels.expanded import expanded_kernel
 from graphopt.backends.tvm.kernels.fused import Fused, read_fused
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.matmul import matmul_kernel
@@ -61,6 +62,9 @@ def _scheduled(function: tirx.PrimFunc, machine: Machine) -> tuple[str, tirx.Pri
         return GENERAL, schedule_function(function)
     if any(isinstance(size, tirx.IntImm) and int(size) == 0 for size in function.params[-1].shape):
         return GENERAL, function  # nothing to compute
+    both = expanded_kernel(function, machine)
+    if both is not None:
+        return _name(expanded_kernel), both
     fused = read_fused(function)
     if fused is not None:
         for rule in RULES:

@@ -6,6 +6,7 @@ that the code between them never asks; rows beyond the image are skipped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.tile import Parts, finish
 
-__all__ = ["depthwise", "depthwise_kernel"]
+__all__ = ["Depthwise", "depthwise", "depthwise_kernel"]
 
 
 def depthwise(data: te.Tensor, weight: te.Tensor, window: Window) -> te.Tensor:
@@ -47,12 +48,18 @@ def depthwise_kernel(fused: Fused, machine: Machine) -> Any | None:
     if int(weight.shape[2]) < machine.lanes:
         return None
     code = Code()
-    _Depthwise(code, fused, data, weight, machine).emit()
+    Depthwise(code, fused, data, weight, machine).emit()
     return fused.rewritten(code.done())
 
 
+Pixels = Callable[[Any, Any, Any, Any], Any]
+"""The numbers of a vector of channels at (image, row, column, number of the vector)."""
+
+
 @dataclass
-class _Depthwise:
+class Depthwise:
+    """Writes the code of a depthwise convolution."""
+
     code: Code
     fused: Fused
     data: Any
@@ -63,28 +70,43 @@ class _Depthwise:
         self.window = Window.read(self.fused.notes)
         self.kh, self.kw, self.channels = (int(size) for size in self.weight.shape)
         self.images = self.data.shape[0]
+        self._overlaps = self.channels % self.machine.lanes != 0
 
     def emit(self) -> None:
-        code, (height, width) = self.code, self.window.result
+        code, (height, _) = self.code, self.window.result
         rows = max(1, min(height, -(-height // (4 * self.machine.threads))))
         blocks = -(-height // rows)
-        first, last = self._inner_columns()
-        tall = 4 if self.machine.registers <= 16 else 8
         with code.loop("task", self.images * blocks, "parallel") as task:
             image = code.let("image", tirx.floordiv(task, index(blocks)))
             block = tirx.floormod(task, index(blocks))
             top = code.let("top", tirx.min(block * rows, index(height - rows)))
-            with code.loop("row", rows) as r:
-                row = code.let("row_at", top + r)
-                for start in range(0, first, tall):
-                    self._columns(image, row, index(start), min(tall, first - start), start)
-                if last > first:
-                    inner = Parts.of(last - first, tall)
-                    for size, count, begin in inner.sizes:
-                        with code.loop("tile", count) as t:
-                            self._columns(image, row, code.let("x", t * size + (first + begin)), size, None)
-                for start in range(last, width, tall):
-                    self._columns(image, row, index(start), min(tall, width - start), start)
+            self.emit_rows(image, top, rows, index(0), -(-self.channels // self.machine.lanes), self._pixels)
+
+    def _pixels(self, image: Any, row: Any, column: Any, number: Any) -> Any:
+        return self.data[image, row, column, vector(self._channel(number), self.machine.lanes)]
+
+    def _channel(self, number: Any) -> Any:
+        """The first channel of a vector. The last vector overlaps the one before rather than reach too far."""
+        channel = number * self.machine.lanes
+        return tirx.min(channel, index(self.channels - self.machine.lanes)) if self._overlaps else channel
+
+    def emit_rows(self, image: Any, top: Any, rows: int, base: Any, vectors: int, pixels: Pixels) -> None:
+        """Some rows of the result, for some vectors of channels."""
+        code, width = self.code, self.window.result[1]
+        first, last = self._inner_columns()
+        tall = 4 if self.machine.registers <= 16 else 8
+        part = _Part(image, base, vectors, pixels)
+        with code.loop("row", rows) as r:
+            row = code.let("row_at", top + r)
+            for start in range(0, first, tall):
+                self._columns(part, row, index(start), min(tall, first - start), start)
+            if last > first:
+                inner = Parts.of(last - first, tall)
+                for size, count, begin in inner.sizes:
+                    with code.loop("tile", count) as t:
+                        self._columns(part, row, code.let("x", t * size + (first + begin)), size, None)
+            for start in range(last, width, tall):
+                self._columns(part, row, index(start), min(tall, width - start), start)
 
     def _inner_columns(self) -> tuple[int, int]:
         """The output columns [first, last) that look at no padding."""
@@ -94,23 +116,20 @@ class _Depthwise:
         last = (window.size[1] - 1 - reach) // window.stride[1] + 1
         return first, max(first, min(width, last))
 
-    def _columns(self, image: Any, row: Any, x: Any, count: int, known: int | None) -> None:
-        """`count` output columns from `x` on, all channels; `known` is x when it is a constant near the border."""
+    def _columns(self, part: _Part, row: Any, x: Any, count: int, known: int | None) -> None:
+        """`count` output columns from `x` on; `known` is x when it is a constant near the border."""
         code, lanes = self.code, self.machine.lanes
-        vectors = -(-self.channels // lanes)
-        with code.loop("vector", vectors) as v:
-            channel = v * lanes
-            if self.channels % lanes:
-                channel = tirx.min(channel, index(self.channels - lanes))
-            channel = code.let("channel", channel)
-            sums = self._sums(image, row, x, count, known, channel)
+        with code.loop("vector", part.vectors) as v:
+            number = code.let("number", part.base + v)
+            channel = code.let("channel", self._channel(number))
+            sums = self._sums(part, row, x, count, known, number)
 
             def store(p: int, q: int, value: Any, lane: Any) -> None:
-                self.fused.epilogue.emit(code, value, [image, row, x + p, channel + lane])
+                self.fused.epilogue.emit(code, value, [part.image, row, x + p, channel + lane])
 
             finish(code, sums, lanes, lanes, store)
 
-    def _sums(self, image: Any, row: Any, x: Any, count: int, known: int | None, channel: Any) -> list[list[Any]]:
+    def _sums(self, part: _Part, row: Any, x: Any, count: int, known: int | None, number: Any) -> list[list[Any]]:
         code, window, lanes = self.code, self.window, self.machine.lanes
         sums = [code.local(f"sum_{p}", lanes) for p in range(count)]
         for total in sums:
@@ -119,16 +138,16 @@ class _Depthwise:
             source_row = code.let("source_row", row * window.stride[0] + (y * window.dilation[0] - window.before[0]))
             if window.padded:
                 with code.when(tirx.all(source_row >= 0, source_row < window.size[0])):
-                    self._row(sums, image, source_row, y, x, known, channel)
+                    self._row(sums, part, source_row, y, x, known, number)
             else:
-                self._row(sums, image, source_row, y, x, known, channel)
+                self._row(sums, part, source_row, y, x, known, number)
         return [[total] for total in sums]
 
     def _row(
-        self, sums: list[Any], image: Any, source_row: Any, y: int, x: Any, known: int | None, channel: Any
+        self, sums: list[Any], part: _Part, source_row: Any, y: int, x: Any, known: int | None, number: Any
     ) -> None:
-        code, window, lanes = self.code, self.window, self.machine.lanes
-        place, at = vector(0, lanes), vector(channel, lanes)
+        code, window, place = self.code, self.window, vector(0, self.machine.lanes)
+        channels = vector(self._channel(number), self.machine.lanes)
         pixels: dict[int, Any] = {}
         weights: dict[int, Any] = {}
         for p, total in enumerate(sums):
@@ -137,7 +156,18 @@ class _Depthwise:
                 if known is not None and not 0 <= known * window.stride[1] + offset < window.size[1]:
                     continue
                 if offset not in pixels:
-                    pixels[offset] = code.let("pixel", self.data[image, source_row, x * window.stride[1] + offset, at])
+                    column = x * window.stride[1] + offset
+                    pixels[offset] = code.let("pixel", part.pixels(part.image, source_row, column, number))
                 if k not in weights:
-                    weights[k] = code.let("weight", self.weight[index(y), index(k), at])
+                    weights[k] = code.let("weight", self.weight[index(y), index(k), channels])
                 code.store(total, place, total[place] + pixels[offset] * weights[k])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Vectors of channels of an image, and what gives their pixels."""
+
+    image: Any
+    base: Any
+    vectors: int
+    pixels: Pixels

@@ -15,7 +15,7 @@ from tvm import ir, s_tir, tirx
 
 from graphopt.backends.tvm.kernels.emit import Code, index
 
-__all__ = ["ANCHOR", "Epilogue", "Fused", "read_fused", "substituted"]
+__all__ = ["ANCHOR", "Epilogue", "Fused", "read_chain", "read_fused", "substituted"]
 
 ANCHOR = "graphopt.kernel"
 """Annotation of a block that a kernel may replace; its value says what the block computes."""
@@ -35,10 +35,14 @@ class Epilogue:
 
     def emit(self, code: Code, value: Any, place: Sequence[Any]) -> None:
         """Store the output element at `place` (indices into the output), computed from the anchor's element there."""
+        code.store(self.output, list(place), self.value(value, place))
+
+    def value(self, value: Any, place: Sequence[Any]) -> Any:
+        """The output element at `place`."""
         known: dict[Any, Any] = {self.source: value}
         for buffer, expression, axes in self.steps:
             known[buffer] = substituted(expression, known, dict(zip(axes, place, strict=True)))
-        code.store(self.output, list(place), known[self.output])
+        return known[self.output]
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,38 @@ class Fused:
 
 def read_fused(function: Any) -> Fused | None:
     """Take a function apart; None when it has no anchor, several, or anything but element-wise blocks around it."""
+    blocks = _blocks_of(function)
+    return None if blocks is None else _fused(function, blocks, list(function.params))
+
+
+def read_chain(function: Any) -> tuple[Fused, Fused] | None:
+    """Take a function of two anchors apart, the second of which reads first what becomes of the result of the first.
+
+    The parts are as they would be alone, with a buffer between them that is a parameter of both.
+    """
+    blocks = _blocks_of(function) or []
+    anchors = [block for block in blocks if ANCHOR in block.annotations]
+    if len(anchors) != 2:
+        return None
+    between = anchors[1].reads[0].source
+    last = next((n for n, block in enumerate(blocks) if block.writes[0].source.same_as(between)), None)
+    if last is None or _read_any(blocks[last + 1 :], blocks[:last]):
+        return None
+    params = list(function.params)
+    first = _fused(function, blocks[: last + 1], [*params[:-1], between])
+    second = _fused(function, blocks[last + 1 :], [*params[:-1], between, params[-1]])
+    return None if first is None or second is None else (first, second)
+
+
+def _blocks_of(function: Any) -> list[Any] | None:
     realize = function.body
     if not isinstance(realize, s_tir.SBlockRealize) or realize.block.name_hint != "root":
         return None
-    blocks = _blocks(realize.block.body)
+    return _blocks(realize.block.body)
+
+
+def _fused(function: Any, blocks: list[Any], params: list[Any]) -> Fused | None:
+    """The blocks with one anchor among them that compute the last of the parameters."""
     anchors = [block for block in blocks if ANCHOR in block.annotations]
     if len(anchors) != 1:
         return None
@@ -82,12 +114,10 @@ def read_fused(function: Any) -> Fused | None:
     before = _before(blocks, anchor)
     after = [block for block in blocks if not block.same_as(anchor) and _position(before, block) is None]
     notes = {str(k).removeprefix("graphopt."): v for k, v in anchor.annotations.items()}
-    result = anchor.writes[0].source
-    output = function.params[-1]
+    result, output = anchor.writes[0].source, params[-1]
     epilogue = _epilogue(after, result, output)
     if epilogue is None or _read_any(after, before):
         return None
-    params = list(function.params)
     read = [r.source for block in (*before, anchor) for r in block.reads]
     unique: list[Any] = []
     for buffer in read:
