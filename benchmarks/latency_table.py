@@ -197,8 +197,9 @@ def _ceilings(rows: Sequence[Row]) -> str:
     found = [row.engines["ours"]["roofline"] for row in rows]
     flops, moved = (median(one[name] for one in found) for name in ("gflops_per_second", "gb_per_second"))
     return (
-        f"The ceilings: {flops:.0f} GFLOP/s and {moved:.0f} GB/s. `allowed` is what they allow our kernels, `best other "
-        "/ allowed` what the ratio could be at most; `lost in` names the kinds of kernel with most of the difference, in ms."
+        f"The ceilings: {flops:.0f} GFLOP/s and {moved:.0f} GB/s. `allowed` is what they allow our kernels, `best "
+        "other / allowed` what the ratio could be at most; `lost in` names the kinds of kernel with most of the "
+        "difference, in ms."
     )
 
 

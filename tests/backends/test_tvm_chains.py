@@ -53,6 +53,14 @@ class Residual(Block):
         return self.project(F.relu6(self.spread(wide)) + wide)
 
 
+class Added(Block):
+    """The same, where the addition is fused into the function of the convolution."""
+
+    def forward(self, x: Tensor) -> Any:
+        wide = self.expand(x)
+        return self.project(self.spread(wide) + wide)
+
+
 def built(net: nn.Module, x: Tensor, **options: Any) -> TvmArtifact:
     artifact = go.build(go.capture(net.eval(), (x,), **options), threads=2)
     assert isinstance(artifact, TvmArtifact)
@@ -83,7 +91,7 @@ def test_one_library_for_any_number_of_images() -> None:
         assert error(net, artifact, torch.randn(images, 24, 20, 20)) < 1e-6
 
 
-@pytest.mark.parametrize("kind", [ReadTwice, Returned, Residual])
+@pytest.mark.parametrize("kind", [ReadTwice, Returned, Residual, Added])
 def test_what_others_read_stays(kind: type[Block]) -> None:
     net, x = kind(), torch.randn(1, 16, 28, 28)
     artifact = built(net, x)

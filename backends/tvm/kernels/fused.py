@@ -92,6 +92,8 @@ def read_chain(function: Any) -> tuple[Fused, Fused] | None:
     last = next((n for n, block in enumerate(blocks) if block.writes[0].source.same_as(between)), None)
     if last is None or _read_any(blocks[last + 1 :], blocks[:last]):
         return None
+    if _read_any([block for block in blocks[last + 1 :] if not block.same_as(anchors[1])], blocks[: last + 1]):
+        return None  # what follows the second anchor reads what is between them too
     params = list(function.params)
     first = _fused(function, blocks[: last + 1], [*params[:-1], between])
     second = _fused(function, blocks[last + 1 :], [*params[:-1], between, params[-1]])
