@@ -11,7 +11,8 @@ from typing import Any
 import tvm_ffi
 from tvm import IRModule, ir, relax, s_tir, tirx
 
-from graphopt.backends.tvm.kernels.expanded import expanded_kernel
+from graphopt.backends.tvm.kernels.expanded import CHAIN, expanded_kernel
+from graphopt.backends.tvm.kernels.fused import read_fused
 from graphopt.backends.tvm.kernels.machine import Machine
 
 __all__ = ["chained", "in_one"]
@@ -61,11 +62,19 @@ class _Chaining(relax.PyExprMutator):
         key = first.name_hint, second.name_hint
         if key not in self.known:
             module = self.builder_.get()
-            both = in_one(module[first], module[second])
-            wanted = expanded_kernel(both, self.machine) is not None
-            name = f"{key[0]}_{key[1].removeprefix('fused_')}"
-            self.known[key] = self.builder_.add_func(both, name) if wanted else None
+            functions = module[first], module[second]
+            self.known[key] = None
+            if tuple(map(_kind, functions)) == CHAIN:
+                both = in_one(*functions)
+                if expanded_kernel(both, self.machine) is not None:
+                    self.known[key] = self.builder_.add_func(both, f"{key[0]}_{key[1].removeprefix('fused_')}")
         return self.known[key]
+
+
+def _kind(function: Any) -> str | None:
+    """What the anchor of a function computes."""
+    fused = read_fused(function) if isinstance(function, tirx.PrimFunc) else None
+    return None if fused is None else str(fused.notes["kernel"])
 
 
 def _variables(expression: Any) -> list[Any]:

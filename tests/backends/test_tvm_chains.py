@@ -99,6 +99,13 @@ def test_what_others_read_stays(kind: type[Block]) -> None:
     assert error(net, artifact, x) < 1e-6
 
 
+def test_the_same_function_twice_in_a_row() -> None:
+    """Its variables cannot be defined twice in one function."""
+    net, x = nn.Sequential(*(nn.Linear(32, 32) for _ in range(3)), nn.AdaptiveAvgPool1d(32)), torch.randn(4, 32)
+    artifact = built(net, x, dynamic={0: {0: "batch"}})
+    assert error(net, artifact, torch.randn(7, 32)) < 1e-6
+
+
 def test_exact_code_has_it_too() -> None:
     """Nothing is computed differently."""
     net, x = Block(), torch.randn(1, 16, 28, 28)

@@ -23,7 +23,10 @@ from graphopt.backends.tvm.kernels.product import column_of
 from graphopt.backends.tvm.kernels.product import division as product_division
 from graphopt.backends.tvm.kernels.tile import accumulate, best_tile, cycles_of, each_part, finish, steps_at_once
 
-__all__ = ["expanded_kernel"]
+__all__ = ["CHAIN", "expanded_kernel"]
+
+CHAIN = ("product", "depthwise")
+"""What the two anchors compute."""
 
 _BYTES_PER_CYCLE, _L2_BYTES_PER_CYCLE = 8, 32
 """What one core writes to or reads from the third-level cache, and the second."""
@@ -36,7 +39,7 @@ def expanded_kernel(function: Any, machine: Machine) -> Any | None:
         return None
     first, second = chain
     kinds = (first.notes["kernel"], second.notes["kernel"])
-    if kinds != ("product", "depthwise") or {str(f.result.dtype) for f in chain} != {"float32"}:
+    if kinds != CHAIN or {str(f.result.dtype) for f in chain} != {"float32"}:
         return None
     code = Code()
     kernel = _Expanded(code, first, second, machine)

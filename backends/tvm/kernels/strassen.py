@@ -40,9 +40,6 @@ __all__ = ["BACK", "PRODUCTS", "division", "quarters", "strassen", "strassen_ker
 
 PRODUCTS = 7
 
-_RIGHT = ((1, 0, 0, 1), (1, 0, 0, 0), (0, 1, 0, -1), (-1, 0, 1, 0), (0, 0, 0, 1), (1, 1, 0, 0), (0, 0, 1, 1))
-"""How much each product has of every quarter of the matrix."""
-
 _FEWEST_ROWS = 16
 _GAIN = 1.03
 """How much faster it must be: less is not worth the weights, which are 7/4 as large."""
@@ -64,23 +61,16 @@ def strassen_pays(shape: Sequence[Any], depth: int, columns: int, machine: Machi
 
 
 def quarters(weight: torch.Tensor, lanes: int) -> torch.Tensor:
-    """weight [out, in] to [pairs, PRODUCTS, in / 2, lanes]: the sums of its quarters, added up in float64.
+    """weight [out, in] to [pairs, PRODUCTS, in / 2, lanes]: the sums of its quarters.
 
     A pair is a vector of columns in the left half and one in the right half. Where the columns do not make whole pairs,
     the halves overlap.
     """
     outputs, depth = weight.shape
-    half = _half(outputs, lanes)
-    matrix = weight.double().T
-    parts = [
-        matrix[rows, columns]
-        for rows in (slice(depth // 2), slice(depth // 2, depth))
-        for columns in (slice(half), slice(outputs - half, outputs))
-    ]
-    factors = torch.tensor(_RIGHT, dtype=torch.float64)
-    sums = torch.einsum("iq,qkn->ikn", factors, torch.stack(parts))
-    by_vector = sums.reshape(PRODUCTS, depth // 2, -1, lanes).permute(2, 0, 1, 3)
-    return by_vector.to(weight.dtype).contiguous()
+    half, short = _half(outputs, lanes), depth // 2
+    left, right = (part.reshape(-1, lanes, depth) for part in (weight[:half], weight[outputs - half :]))
+    (a, c), (b, d) = ((part[..., :short].mT, part[..., short:].mT) for part in (left, right))
+    return torch.stack([a + d, a, b - d, c - a, d, a + b, c + d], dim=1)
 
 
 def _half(columns: int, lanes: int) -> int:
