@@ -38,6 +38,6 @@ def roofline(artifact: TvmArtifact, inputs: list[torch.Tensor]) -> dict[str, Any
         "gb_per_second": round(ceilings.bytes / 1e9, 1),
         "gflop": round(flops / 1e9, 4),
         "mb_moved": round(moved / 1e6, 2),
-        "allowed_ms": round(sum(allowed.values()), 4),
-        "rules": {rule: [round(taken[rule], 4), round(allowed[rule], 4)] for rule in taken},
+        "allowed_ms": round(sum(allowed.values()), 6),
+        "rules": {rule: [round(taken[rule], 6), round(allowed[rule], 6)] for rule in taken},
     }
