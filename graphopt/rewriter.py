@@ -180,6 +180,15 @@ class Rewriter:
         self.edits.append(Edit(EditKind.UPDATE, node.name, before, print_node(node, self.model), why))
         self._erase_dead(inputs)
 
+    def replace_input(self, node: Node, old: Node, new: Node, why: str) -> None:
+        """Let one call use `new` where it used `old`, which other users keep."""
+        before = print_node(node, self.model)
+        node.replace_input_with(old, new)
+        node.meta["val"] = self.model.shapes.propagate(node)
+        self._touched.add(node)
+        self.edits.append(Edit(EditKind.UPDATE, node.name, before, print_node(node, self.model), why))
+        self._erase_dead([old])
+
     def replace(self, old: Node, new: Node, why: str) -> None:
         """Let every user of `old` use `new`, and drop `old` and what only it used."""
         before = print_node(old, self.model)

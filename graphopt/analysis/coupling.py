@@ -1,0 +1,204 @@
+"""Which channels, heads and features of a model have to be removed together.
+
+`couple(model)` labels every tensor (see `graphopt.analysis.labels`) and sorts what can be removed into groups of units:
+a *unit* is the least that can go at once, a *group* holds the units that take each other's place, such as the channels
+of one convolution and of all that is added to it. Where an axis is split, as heads are, units come in two families:
+whole rows (a head) or one column of every row (a feature of all heads). A model loses units of one family of a group.
+
+The idea of following removals through an index algebra instead of a rule for each operator is ours; the problem and
+its name, dependency groups, are those of Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, section 3.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from networkx.utils import UnionFind
+
+from graphopt.analysis.labels import Classes, Labels, Slot, Trace
+from graphopt.analysis.rectangles import Rectangles
+from graphopt.errors import UsageError
+from graphopt.names import nearest
+from graphopt.printer import module_path
+
+if TYPE_CHECKING:
+    from graphopt.model import Model
+
+__all__ = ["Coupling", "Group", "Member", "Pinned", "couple"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """An axis of a stored tensor that loses positions with a group.
+
+    Attributes:
+        unit: [size] for each position of the axis, or [groups, size], the unit it belongs to (for each family an
+            array); -1 for none.
+    """
+
+    slot: Slot
+    unit: tuple[np.ndarray, ...]
+
+    @property
+    def name(self) -> str:
+        return str(self.slot.tensor.target)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that can be removed.
+
+    Attributes:
+        name: the module that makes the positions, or the first of several.
+        families: the ways to remove: each a tuple of units, a unit being the classes that go together.
+        members: the axes of stored tensors that lose positions.
+    """
+
+    name: str
+    families: tuple[tuple[tuple[int, ...], ...], ...]
+    members: tuple[Member, ...] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Units of the finest family."""
+        return max(map(len, self.families))
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A layer whose positions all stay, and why."""
+
+    name: str
+    size: int
+    reasons: tuple[str, ...]
+
+
+class Coupling:
+    """The groups of a model, by name, and what is pinned."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.trace = Trace(model)
+        self.classes: Classes = self.trace.atoms.classes()
+        self.rectangles = Rectangles(self.trace, self.classes)
+
+    def of(self, labels: Labels) -> Labels:
+        """The classes of a tensor of labels: -1 pinned, 0 none."""
+        return self.classes.of(labels)
+
+    @cached_property
+    def groups(self) -> dict[str, Group]:
+        """All groups, those of earlier layers first."""
+        found = {}
+        for classes, families in self._sorted():
+            members = tuple(self._members(classes, families))
+            name = self._name(members, found.keys())
+            found[name] = Group(name, families, members)
+        return found
+
+    def group(self, name: str) -> Group:
+        """The group called `name`.
+
+        Raises:
+            UsageError: when there is none, with the nearest names.
+        """
+        if name not in self.groups:
+            raise UsageError(f"there is no group '{name}'", todo=nearest(name, self.groups))
+        return self.groups[name]
+
+    @cached_property
+    def pinned(self) -> tuple[Pinned, ...]:
+        """The layers that lose nothing."""
+        free = {c for group in self.groups.values() for family in group.families for unit in family for c in unit}
+        found = []
+        for node, labels in self.trace.origins.items():
+            classes = self.of(labels).numpy().ravel()
+            if not free.intersection(classes.tolist()):
+                reasons = [str(reason) for reason in self.classes.reasons(labels)]
+                reasons += self.rectangles.reasons(classes[classes > 0])
+                found.append(Pinned(module_path(node) or node.name, labels.numel(), tuple(dict.fromkeys(reasons))))
+        return tuple(found)
+
+    @cached_property
+    def _slot_classes(self) -> list[tuple[Slot, np.ndarray]]:
+        return [(slot, self.of(slot.labels).numpy()) for slot in self._all_slots()]
+
+    def _all_slots(self) -> Iterator[Slot]:
+        """Those of layers, and the axes of tensors that are used element by element."""
+        yield from self.trace.slots
+        seen = {slot.tensor for slot in self.trace.slots}
+        for node in self.model.graph.nodes:
+            labels = self.trace.labels.get(node)
+            if node.op == "get_attr" and node not in seen and labels is not None:
+                yield from self.rectangles.axes_of(node)
+
+    def _sorted(self) -> Iterator[tuple[np.ndarray, tuple[tuple[tuple[int, ...], ...], ...]]]:
+        """The classes of every group, and its families of units."""
+        parts = UnionFind()
+        for labels in self.trace.origins.values():
+            classes = self.of(labels).numpy().ravel()
+            parts.union(*np.unique(classes[classes > 0]).tolist())
+        for mode in self.rectangles.modes:
+            for unit in mode.units():
+                parts.union(*unit)
+        roots: dict[int, int] = {}
+        families: defaultdict[int, list[list[tuple[int, ...]]]] = defaultdict(
+            lambda: [[] for _ in self.rectangles.modes]
+        )
+        for index, mode in enumerate(self.rectangles.modes):
+            for unit in mode.units():
+                families[parts[unit[0]]][index].append(unit)
+        first: dict[int, int] = {}
+        for place, labels in enumerate(self.trace.origins.values()):
+            for c in self.of(labels).numpy().ravel().tolist():
+                if c > 0:
+                    first.setdefault(parts[c], place)
+        del roots
+        for root in sorted(families.keys() & first.keys(), key=lambda root: first[root]):
+            ways = [tuple(sorted(way)) for way in families[root] if len(way) > 1]
+            if ways:
+                distinct = tuple(dict.fromkeys(ways))
+                yield np.unique([c for way in distinct for unit in way for c in unit]), distinct
+
+    def _members(self, classes: np.ndarray, families: tuple[tuple[tuple[int, ...], ...], ...]) -> Iterator[Member]:
+        tables = []
+        for family in families:
+            table = np.full(self.classes.count + 1, -1)  # the last place is that of -1, pinned
+            for index, unit in enumerate(family):
+                table[list(unit)] = index
+            tables.append(table)
+        for place in self._places(classes):
+            slot, found = self._slot_classes[place]
+            yield Member(slot, tuple(table[found] for table in tables))
+
+    @cached_property
+    def _slots_of_class(self) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in range(self.classes.count)]
+        for place, (_, classes) in enumerate(self._slot_classes):
+            for c in np.unique(classes[classes > 0]):
+                found[c].append(place)
+        return found
+
+    def _places(self, classes: np.ndarray) -> list[int]:
+        return sorted({place for c in classes for place in self._slots_of_class[c]})
+
+    def _name(self, members: Sequence[Member], taken: Iterable[str]) -> str:
+        makers = [member for member in members if member.slot.role == "out"] or list(members)
+        name = makers[0].name.rpartition(".")[0] or makers[0].name
+        wanted, count = name, 1
+        while name in taken:
+            count += 1
+            name = f"{wanted}#{count}"
+        return name
+
+
+def couple(model: Model) -> Coupling:
+    """Find the groups of a model. The model stays as it is."""
+    return Coupling(model)
+
+
