@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy as shallow_copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from networkx.utils import UnionFind
 
 from graphopt.analysis.labels import Classes, Labels, Slot, Trace
+from graphopt.analysis.parts import Parts
 from graphopt.analysis.rectangles import Rectangles
 from graphopt.errors import UsageError
 from graphopt.names import nearest
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from graphopt.model import Model
 
 __all__ = ["Coupling", "Group", "Member", "Pinned", "couple"]
+
+
+Family: TypeAlias = tuple[tuple[int, ...], ...]
+"""Units of one kind, each as the classes that go together."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Group:
     """
 
     name: str
-    families: tuple[tuple[tuple[int, ...], ...], ...]
+    families: tuple[Family, ...]
     members: tuple[Member, ...] = field(repr=False)
 
     @property
@@ -86,6 +91,12 @@ class Coupling:
         self.trace = Trace(model)
         self.classes: Classes = self.trace.atoms.classes()
         self.rectangles = Rectangles(self.trace, self.classes)
+
+    def onto(self, copy: Model) -> Coupling:
+        """The same of a copy of the model, whose nodes have the same names."""
+        other = shallow_copy(self)
+        other.model, other.trace = copy, self.trace.onto(copy)
+        return other
 
     def of(self, labels: Labels) -> Labels:
         """The classes of a tensor of labels: -1 pinned, 0 none."""
@@ -137,35 +148,33 @@ class Coupling:
             if node.op == "get_attr" and node not in seen and labels is not None:
                 yield from self.rectangles.axes_of(node)
 
-    def _sorted(self) -> Iterator[tuple[np.ndarray, tuple[tuple[tuple[int, ...], ...], ...]]]:
+    def _sorted(self) -> Iterator[tuple[np.ndarray, tuple[Family, ...]]]:
         """The classes of every group, and its families of units."""
-        parts = UnionFind()
-        for labels in self.trace.origins.values():
-            classes = self.of(labels).numpy().ravel()
-            parts.union(*np.unique(classes[classes > 0]).tolist())
-        for mode in self.rectangles.modes:
-            for unit in mode.units():
-                parts.union(*unit)
-        roots: dict[int, int] = {}
-        families: defaultdict[int, list[list[tuple[int, ...]]]] = defaultdict(
-            lambda: [[] for _ in self.rectangles.modes]
-        )
-        for index, mode in enumerate(self.rectangles.modes):
-            for unit in mode.units():
-                families[parts[unit[0]]][index].append(unit)
-        first: dict[int, int] = {}
-        for place, labels in enumerate(self.trace.origins.values()):
-            for c in self.of(labels).numpy().ravel().tolist():
-                if c > 0:
-                    first.setdefault(parts[c], place)
-        del roots
-        for root in sorted(families.keys() & first.keys(), key=lambda root: first[root]):
-            ways = [tuple(sorted(way)) for way in families[root] if len(way) > 1]
-            if ways:
-                distinct = tuple(dict.fromkeys(ways))
-                yield np.unique([c for way in distinct for unit in way for c in unit]), distinct
+        parts = Parts(self.classes.count)
+        made = [self.of(labels).numpy().ravel() for labels in self.trace.origins.values()]
+        made = [np.unique(classes[classes > 0]) for classes in made]
+        for classes in made:
+            parts.join(classes, np.zeros(classes.size, np.int64))
+        modes = [mode.units() for mode in self.rectangles.modes]
+        for classes, units in modes:
+            parts.join(classes, units)
+        group_of = parts.find(np.arange(self.classes.count))
+        families: defaultdict[int, list[Family]] = defaultdict(list)
+        plain = np.zeros(self.classes.count, np.int64)
+        for index, (classes, units) in enumerate(modes):
+            if index:  # only where this mode does otherwise than the first
+                other = np.isin(group_of, group_of[classes[plain[classes] != units]])[classes]
+                classes, units = classes[other], units[other]
+            else:
+                plain[classes] = units
+            for group, family in _families(group_of[classes], classes, units):
+                if len(family) > 1 and family not in families[group]:
+                    families[group].append(family)
+        for group in dict.fromkeys(int(group_of[classes[0]]) for classes in made if classes.size):
+            if families.get(group):
+                yield np.unique([c for way in families[group] for unit in way for c in unit]), tuple(families[group])
 
-    def _members(self, classes: np.ndarray, families: tuple[tuple[tuple[int, ...], ...], ...]) -> Iterator[Member]:
+    def _members(self, classes: np.ndarray, families: tuple[Family, ...]) -> Iterator[Member]:
         tables = []
         for family in families:
             table = np.full(self.classes.count + 1, -1)  # the last place is that of -1, pinned
@@ -177,15 +186,19 @@ class Coupling:
             yield Member(slot, tuple(table[found] for table in tables))
 
     @cached_property
-    def _slots_of_class(self) -> list[list[int]]:
-        found: list[list[int]] = [[] for _ in range(self.classes.count)]
-        for place, (_, classes) in enumerate(self._slot_classes):
-            for c in np.unique(classes[classes > 0]):
-                found[c].append(place)
-        return found
+    def _slots_of_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of a class and the place of a slot that has it, sorted by class."""
+        pairs = [(np.unique(classes[classes > 0]), place) for place, (_, classes) in enumerate(self._slot_classes)]
+        known = np.concatenate([classes for classes, _ in pairs] or [np.zeros(0, np.int64)])
+        places = np.concatenate([np.full(classes.size, place) for classes, place in pairs] or [np.zeros(0, np.int64)])
+        order = np.argsort(known, kind="stable")
+        return known[order], places[order]
 
     def _places(self, classes: np.ndarray) -> list[int]:
-        return sorted({place for c in classes for place in self._slots_of_class[c]})
+        known, places = self._slots_of_class
+        first, last = np.searchsorted(known, classes), np.searchsorted(known, classes, side="right")
+        found = [places[a:b] for a, b in zip(first, last, strict=True)]
+        return [int(place) for place in np.unique(np.concatenate(found))]
 
     def _name(self, members: Sequence[Member], taken: Iterable[str]) -> str:
         makers = [member for member in members if member.slot.role == "out"] or list(members)
@@ -195,6 +208,15 @@ class Coupling:
             count += 1
             name = f"{wanted}#{count}"
         return name
+
+
+def _families(groups: np.ndarray, classes: np.ndarray, units: np.ndarray) -> Iterator[tuple[int, Family]]:
+    """The units of every group, in order of their first class."""
+    members: defaultdict[int, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for group, c, unit in zip(groups.tolist(), classes.tolist(), units.tolist(), strict=True):
+        members[group][unit].append(c)
+    for group, found in members.items():
+        yield group, tuple(tuple(unit) for unit in found.values())
 
 
 def couple(model: Model) -> Coupling:

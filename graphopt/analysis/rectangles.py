@@ -1,27 +1,28 @@
 """What a removal has to respect where an axis was split: that the rest of every tensor is again a box.
 
 Along two axes with positions of their own (heads and features), what stays is some rows times some columns. A *mode*
-makes sure of that beforehand: every such tensor is cut along one axis, and what lies at one position of it is tied. The
-first tensor of a region, the one with the most axes, is cut along its first axis in the first mode, along its second in
-the second, and so on; the others along the axis that ties least beyond that. In a mode, any set of units leaves boxes.
+makes sure of that beforehand: every such tensor is cut along one axis, and what lies at one position of it is tied. In
+each mode another tensor of a region goes first, or is cut along another axis; the others are cut along the axis that
+ties least beyond that. In a mode, any set of units leaves boxes.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
-from networkx.utils import UnionFind
 from torch.fx import Node
 
-from graphopt.analysis.labels import Classes, Labels, Link, Slot, Trace, compact, varies
+from graphopt.analysis.labels import Classes, Labels, Slot, Trace, compact, varies
 from graphopt.analysis.labels.atoms import axis_positions, settle
+from graphopt.analysis.parts import Parts
 
 __all__ = ["Mode", "Rectangles"]
 
-_PINNED = -1
+_MOST_MODES = 6
+
 
 @dataclass(frozen=True)
 class _Box:
@@ -39,46 +40,44 @@ class _Box:
         found = np.unique(np.concatenate([tensor.ravel() for tensor in self.tensors]))
         return found[found > 0]
 
-    def slices(self, axis: int) -> Iterator[np.ndarray]:
-        """What has to go together when the box is cut along an axis: all tensors along the first, each along others."""
-        if axis == 0:
-            for place in range(len(self.tensors[0])):
-                yield np.concatenate([tensor[place].ravel() for tensor in self.tensors])
-        else:
-            for tensor in self.tensors:
-                yield from (part.ravel() for part in np.moveaxis(tensor, axis, 0))
+    def cut(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        """All classes, and for each the number of the slice that it lies in when the box is cut along an axis. The
+        first axis is one for all tensors, the others are each tensor's own."""
+        values, sets, count = [], [], 0
+        for tensor in self.tensors:
+            shape = [-1 if d == axis else 1 for d in range(tensor.ndim)]
+            numbers = np.broadcast_to(np.arange(tensor.shape[axis]).reshape(shape) + count, tensor.shape)
+            values.append(tensor.ravel())
+            sets.append(numbers.ravel())
+            count += tensor.shape[axis] if axis else 0
+        joined, slices = np.concatenate(values), np.concatenate(sets)
+        return joined[joined != 0], slices[joined != 0]
 
 
 class Mode:
-    """One way to keep every tensor a box: ties between classes, and those that are pinned by them."""
+    """One way to keep every tensor a box: which classes go together, and which are pinned by that."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.parts = UnionFind(range(-1, count))
+        self.parts = Parts(count + 1)  # the last number is that of -1, pinned
         self.why: dict[int, str] = {}
 
-    def tie(self, classes: np.ndarray) -> None:
-        """Classes that go together; with a pinned one among them, all stay."""
-        found = np.unique(classes[classes != 0]).tolist()
-        if len(found) > 1:
-            self.parts.union(*found)
-
     def pin(self, classes: np.ndarray, why: str) -> None:
-        for c in np.unique(classes[classes > 0]).tolist():
-            self.why.setdefault(c, why)
-            self.parts.union(c, _PINNED)
+        found = np.unique(classes[classes > 0])
+        self.why.update(dict.fromkeys(found.tolist(), why))
+        self.parts.join(np.append(found, -1), np.zeros(found.size + 1, np.int64))
 
-    def roots(self, classes: np.ndarray) -> set[int]:
-        """The parts that classes belong to, zeros left out."""
-        return {self.parts[c] for c in np.unique(classes[classes != 0]).tolist()}
+    def of(self, classes: np.ndarray) -> np.ndarray:
+        """The part of each class, pinned ones -1, and 0 where there is no class."""
+        roots = self.parts.find(classes)
+        pinned = self.parts.find(np.array([-1]))[0]
+        return np.where(classes == 0, 0, np.where(roots == pinned, -1, roots))
 
-    def units(self) -> Iterator[tuple[int, ...]]:
-        """The classes of every part that is not pinned."""
-        members: defaultdict[int, list[int]] = defaultdict(list)
-        for c in range(1, self.count):
-            members[self.parts[c]].append(c)
-        pinned = self.parts[_PINNED]
-        yield from (tuple(classes) for root, classes in members.items() if root != pinned)
+    def units(self) -> tuple[np.ndarray, np.ndarray]:
+        """All classes that are not pinned, and the part of each."""
+        classes = np.arange(1, self.count)
+        parts = self.of(classes)
+        return classes[parts > 0], parts[parts > 0]
 
 
 class Rectangles:
@@ -88,18 +87,21 @@ class Rectangles:
         self.trace, self.classes = trace, classes
         self._boxes: list[_Box] = []
         self._sets: list[tuple[Node, np.ndarray]] = []
+        self._seen: set[bytes] = set()
         self._look_at_tensors()
         for grid in trace.grids:
             self._boxes.append(_Box(grid.node, tuple(classes.of(one).numpy()[..., None] for one in grid.tensors)))
-        links = [self._link(link) for link in trace.links]
-        regions = self._regions()
-        self.modes = [
-            self._mode(links, regions, axis) for axis in range(max((box.axes for box in self._boxes), default=1))
-        ]
+        seeds = [list(_seeds(boxes)) for boxes in self._regions()]
+        count = min(max(map(len, seeds), default=1), _MOST_MODES)
+        self.modes = [self._mode([one[min(index, len(one) - 1)] for one in seeds]) for index in range(count)]
 
     def reasons(self, classes: np.ndarray) -> list[str]:
         """Why the modes pin these classes."""
         return [why for mode in self.modes for c in classes.tolist() if (why := mode.why.get(c))]
+
+    def emptied(self, removed: np.ndarray) -> list[tuple[Node, np.ndarray]]:
+        """The tensors of which nothing would be left (`removed` [classes], bool), each with its classes."""
+        return [(node, classes) for node, classes in self._sets if removed[classes].all()]
 
     def axes_of(self, node: Node) -> Iterator[Slot]:
         """The axes of a stored tensor that is used element by element."""
@@ -117,7 +119,7 @@ class Rectangles:
                 if labels is None or not labels.numel():
                     continue
                 thin = compact(labels)
-                key = thin.numpy().tobytes() + str(tuple(thin.shape)).encode()
+                key = _key(thin.numpy())
                 if key not in seen:
                     seen.add(key)
                     self._look_at(node, thin)
@@ -132,56 +134,71 @@ class Rectangles:
         axes = [axis for axis in range(classes.dim()) if varies(classes, (axis,))]
         if len(axes) > 1:
             order = [*axes, *(axis for axis in range(classes.dim()) if axis not in axes)]
-            flat = classes.permute(order)
-            self._boxes.append(_Box(node, (flat.reshape([classes.shape[axis] for axis in axes] + [-1]).numpy(),)))
-
-    def _link(self, link: Link) -> tuple[Node, list[np.ndarray], list[np.ndarray]]:
-        return (
-            link.node,
-            [self.classes.of(one).numpy() for one in link.whole],
-            [self.classes.of(one).numpy() for one in link.marks],
-        )
+            box = classes.permute(order).reshape([classes.shape[axis] for axis in axes] + [-1]).numpy()
+            known_as = min(_key(np.moveaxis(box, range(len(axes)), turn)) for turn in permutations(range(len(axes))))
+            if known_as not in self._seen:
+                self._seen.add(known_as)
+                self._boxes.append(_Box(node, (box,)))
 
     def _regions(self) -> list[list[_Box]]:
-        """The boxes that have classes in common, those with the most axes first."""
-        parts = UnionFind()
+        """The boxes that have classes in common."""
+        parts = Parts(self.classes.count)
         for box in self._boxes:
-            parts.union(*box.classes.tolist())
-        found: defaultdict[int, list[_Box]] = defaultdict(list)
+            parts.join(box.classes, np.zeros(box.classes.size, np.int64))
+        found: dict[int, list[_Box]] = {}
         for box in self._boxes:
-            found[parts[int(box.classes[0])]].append(box)
-        return [sorted(boxes, key=lambda box: -box.axes) for boxes in found.values()]
+            found.setdefault(int(parts.find(box.classes[:1])[0]), []).append(box)
+        return list(found.values())
 
-    def _mode(
-        self, links: list[tuple[Node, list[np.ndarray], list[np.ndarray]]], regions: list[list[_Box]], axis: int
-    ) -> Mode:
+    def _mode(self, seeds: list[tuple[_Box, int, list[_Box]]]) -> Mode:
         mode = Mode(self.classes.count)
-        for first, *others in regions:
-            for part in first.slices(min(axis, first.axes - 1)):
-                mode.tie(part)
-            for box in others:
-                for part in box.slices(_least_tying(mode, box)):
-                    mode.tie(part)
-        for node, whole, marks in links:
-            for place in range(len(marks[0])):
-                rows, known = [one[place] for one in whole], np.array([one[place] for one in marks])
-                if any(len(mode.roots(row)) == 1 for row in rows):
-                    mode.tie(np.concatenate([*rows, known]))
-                else:
-                    mode.pin(known, f"'{node.name}' multiplies several positions there, which do not go as one")
+        for first, axis, boxes in seeds:
+            mode.parts.join(*first.cut(axis))
+            for box in boxes:
+                if box is not first:
+                    mode.parts.join(*box.cut(_least_tying(mode, box)))
+        for link in self.trace.links:
+            self._join_link(mode, link.node, [self._matrix(x) for x in link.whole], [self._matrix(x) for x in link.marks])
         for node, classes in self._sets:
-            if len(mode.roots(classes)) == 1:
+            parts = mode.of(classes)
+            if parts[0] > 0 and (parts == parts[0]).all():
                 mode.pin(classes, f"'{node.name}' would have nothing left")
         return mode
+
+    def _matrix(self, labels: Labels) -> np.ndarray:
+        return self.classes.of(labels).numpy().reshape(len(labels), -1)
+
+    @staticmethod
+    def _join_link(mode: Mode, node: Node, whole: list[np.ndarray], marks: list[np.ndarray]) -> None:
+        """Where what is at a place goes as one, everything at that place does; elsewhere the marks stay."""
+        as_one = np.zeros(len(marks[0]), dtype=bool)
+        for rows in whole:
+            parts = mode.of(rows)
+            some = np.where(parts == 0, parts.max(1, keepdims=True), parts)
+            as_one |= (some == some[:, :1]).all(1) & (some[:, 0] != 0)
+        together = np.concatenate([*whole, *marks], axis=1)
+        places = np.broadcast_to(np.arange(len(together))[:, None], together.shape)
+        chosen = as_one[:, None] & (together != 0)
+        mode.parts.join(together[chosen], places[chosen])
+        for mark in marks:
+            mode.pin(mark[~as_one], f"'{node.name}' multiplies several positions there, which do not go as one")
+
+
+def _key(box: np.ndarray) -> bytes:
+    """Equal for equal content and shape."""
+    return box.tobytes() + str(box.shape).encode()
+
+
+def _seeds(boxes: list[_Box]) -> Iterator[tuple[_Box, int, list[_Box]]]:
+    """Which box of a region to cut first, and along which axis: every shape of box once."""
+    seen: set[tuple[int, ...]] = set()
+    for box in boxes:
+        shape = tuple(sorted(box.tensors[0].shape[: box.axes]))
+        if shape not in seen:
+            seen.add(shape)
+            yield from ((box, axis, boxes) for axis in range(box.axes))
 
 
 def _least_tying(mode: Mode, box: _Box) -> int:
     """The axis to cut a box along so that most parts of a mode stay apart; the longest of those that are equal."""
-
-    def apart(axis: int) -> tuple[int, int]:
-        parts = UnionFind(mode.roots(box.classes))
-        for part in box.slices(axis):
-            parts.union(*mode.roots(part[part > 0]))
-        return len(list(parts.to_sets())), box.tensors[0].shape[axis]
-
-    return max(range(box.axes), key=apart)
+    return max(range(box.axes), key=lambda axis: (mode.parts.left_after(*box.cut(axis)), box.tensors[0].shape[axis]))

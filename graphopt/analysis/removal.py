@@ -64,7 +64,7 @@ class Removal:
 
     def _kept(self, labels: Labels, node: Node) -> Kept:
         classes = compact(self.coupling.of(labels))
-        gone = torch.from_numpy(self._gone[classes.numpy()])
+        gone = torch.from_numpy(np.asarray(self._gone[classes.numpy()]))
         if not bool(gone.any()):
             return (None,) * labels.dim()
         stays = (classes != 0) & ~gone

@@ -15,7 +15,7 @@ from graphopt.ops import Broadcast, Contracted, Moved, Normalized, Product, argu
 from graphopt.ops.axes import Indexed
 from graphopt.params import ParamKind
 from graphopt.rewriter import Rewriter
-from graphopt.surgery.movement import plan_movement
+from graphopt.surgery.movement import plan_movement, refuse_free
 
 __all__ = ["cut"]
 
@@ -145,6 +145,7 @@ class _Cut:
                 continue
             has = torch.arange(size) if (own := kept[axis]) is None else own
             if not torch.equal(has, wanted):
+                refuse_free(used, axis)
                 yield axis, torch.searchsorted(has, wanted)
 
     def _select(self, node: Node, used: Node, selections: list[tuple[int, torch.Tensor]]) -> Node:

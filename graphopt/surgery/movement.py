@@ -6,6 +6,8 @@ same places to what is left of the output, in the same order: equal labels would
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +21,7 @@ from graphopt.ops import Indexed, Moved, argument
 from graphopt.params import ParamKind
 from graphopt.rewriter import Rewriter
 
-__all__ = ["plan_movement"]
+__all__ = ["plan_movement", "refuse_free"]
 
 aten = torch.ops.aten
 
@@ -59,7 +61,7 @@ class _Movement:
         left = {used: _box(numbers, self.removal.of(used)) for used, numbers in before.items()}
         for changes in self._changes(made):
             if self._brings(left, changes, wanted):
-                return (lambda: self.rw.update(self.node, self.why, **changes)) if changes else None
+                return (lambda: self._update(changes)) if changes else None
         if self.name in _SPLITS:
             return self._split(made, left, wanted)
         selected = self._selection(given, left, wanted)
@@ -114,9 +116,25 @@ class _Movement:
 
     def _counted(self, sizes: list[Any], kept: Kept) -> list[Any]:
         return [
-            size if left is None or not isinstance(size, int) or size == -1 else left.numel()
+            size if left is None or (isinstance(size, int) and size == -1) else left.numel()
             for size, left in zip(sizes, kept, strict=True)
         ]
+
+    def _update(self, changes: dict[str, Any]) -> None:
+        """Write the new arguments into the call; a size that was computed is still computed."""
+        for name, new in changes.items():
+            if isinstance(new, list):
+                old = argument(self.node, name)
+                changes[name] = [self._size(a, b) for a, b in zip(old, new, strict=True)]
+        self.rw.update(self.node, self.why, **changes)
+
+    def _size(self, old: Any, new: Any) -> Any:
+        """A size that was `old` and is `new` at the size of the example; free sizes in it stay free."""
+        if not isinstance(old, Node) or isinstance(new, Node):
+            return new
+        step = math.gcd(new, self.trace.number(old))
+        times = self.rw.call(operator.mul, old, new // step, before=self.node)
+        return self.rw.call(operator.floordiv, times, self.trace.number(old) // step, before=self.node)
 
     def _axis(self) -> int:
         return int(argument(self.node, "dim")) % len(self.trace.sizes(argument(self.node, "self")))
@@ -153,6 +171,7 @@ class _Movement:
     ) -> Callable[[], None] | None:
         """Split by counted sizes, whatever the call has split by."""
         source, axis = argument(self.node, "self"), self._axis()
+        refuse_free(source, axis)
         sizes = [one.shape[axis] for one in wanted]
         parts = torch.split_with_sizes(left[source], sizes, axis)
         if not all(torch.equal(a, b) for a, b in zip(parts, wanted, strict=True)):
@@ -174,6 +193,7 @@ class _Movement:
         for axis in range(source.dim()):
             places = _places(source, target, axis)
             if places is not None:
+                refuse_free(given[0], axis)
 
                 def step(axis: int = axis, places: torch.Tensor = places) -> None:
                     index = self.rw.add_tensor(
@@ -184,6 +204,16 @@ class _Movement:
 
                 return step
         return None
+
+
+def refuse_free(node: Node, axis: int) -> None:
+    """Numbers of positions mean nothing along an axis whose size is free.
+
+    Raises:
+        Conflict: when it is.
+    """
+    if not isinstance(node.meta["val"].shape[axis], int):
+        raise Conflict("positions would be selected along an axis whose size is free", where=f"'{node.name}'")
 
 
 def _places(source: torch.Tensor, target: torch.Tensor, axis: int) -> torch.Tensor | None:

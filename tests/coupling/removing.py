@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from graphopt.analysis.coupling import Coupling, Group, couple
+from graphopt.analysis.coupling import Coupling, Group
 from graphopt.analysis.removal import Removal
 from graphopt.check import relative_error
 from graphopt.model import Model
@@ -18,23 +18,23 @@ from graphopt.verify import verify
 __all__ = ["choices", "removed", "worst_error"]
 
 
-def removed(model: Model, classes: Iterable[int]) -> tuple[Model, Removal]:
-    """A copy without the classes, verified."""
-    copy = model.clone(share_tensors=True)
-    removal = Removal(couple(copy), classes)
+def removed(coupling: Coupling, classes: Iterable[int]) -> Model:
+    """A copy of the model without the classes, verified."""
+    copy = coupling.model.clone(share_tensors=True)
     rw = Rewriter(copy)
-    cut(rw, removal, "a test")
+    cut(rw, Removal(coupling.onto(copy), classes), "a test")
     assert rw.unjournaled() is None
     copy.touch()
     verify(copy)
-    return copy, removal
+    return copy
 
 
-def worst_error(model: Model, classes: Iterable[int], inputs: list[torch.Tensor] | None = None) -> float:
+def worst_error(coupling: Coupling, classes: Iterable[int], inputs: list[torch.Tensor] | None = None) -> float:
     """How far the cut model is from the masked one, relative to the largest output."""
-    inputs = inputs or sample_inputs(model)
-    small, _ = removed(model, classes)
-    expected = masked_outputs(model, Removal(couple(model), classes), inputs)
+    inputs = inputs or sample_inputs(coupling.model)
+    classes = list(classes)
+    expected = masked_outputs(coupling.model, Removal(coupling, classes), inputs)
+    small = removed(coupling, classes)
     with torch.no_grad():
         found = small.call_flat(inputs)
     return max(relative_error(a, b) for a, b in zip(found, expected, strict=True))

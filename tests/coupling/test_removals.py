@@ -18,5 +18,5 @@ def test_what_is_left_computes_what_the_masked_model_does(name: str) -> None:
     sizes = [len(family) for group in coupling.groups.values() for family in group.families]
     assert max(sizes, default=0) >= units
     for group, family, classes in choices(coupling):
-        error = worst_error(model, classes)
+        error = worst_error(coupling, classes)
         assert error <= 1e-5, f"{group.name}, family {family}, {len(classes)} classes: {error:.1e}"

@@ -48,7 +48,7 @@ class Classes:
     def of(self, labels: Labels) -> Labels:
         """The classes of a tensor of labels: 0 and pinned ones (as -1) included."""
         thin = compact(labels)
-        found = torch.from_numpy(self.of_atom[thin.clamp(min=0).numpy()])
+        found = torch.from_numpy(np.asarray(self.of_atom[thin.clamp(min=0).numpy()]))
         return torch.where(thin < 0, -1, found).expand(labels.shape)
 
     def reasons(self, labels: Labels) -> tuple[Reason, ...]:
@@ -97,7 +97,9 @@ class Atoms:
         told = (x != 0) & (y != 0) & (x != y)
         if not told.any():
             return
-        pairs = np.unique(np.stack([np.minimum(x[told], y[told]), np.maximum(x[told], y[told])]), axis=1)
+        width = self.count + len(self.reasons)  # one number for a pair is found again faster than two
+        codes = np.unique((np.minimum(x[told], y[told]) + width) * (2 * width) + np.maximum(x[told], y[told]) + width)
+        pairs = np.stack([codes // (2 * width) - width, codes % (2 * width) - width])
         pins = (pairs[0] < 0) & (pairs[1] > 0)
         if pins.any():
             self._pins.append(np.stack([-pairs[0][pins], pairs[1][pins]]))

@@ -64,6 +64,24 @@ def run_movement(
         RuntimeError, and what else the operator raises for operands that it does not take.
     """
 
+    named = arguments(node) | dict(changes or {})
+    if "value" in named and not isinstance(named["value"], Node):
+        named["value"] = fill
+    try:
+        made = _called(node, named, given, number, known)
+    except RuntimeError:
+        # Labels have strides of their own, which a view may not like.
+        made = _called(node, named, {used: one.contiguous() for used, one in given.items()}, number, known)
+    return list(made) if isinstance(made, tuple | list) else made
+
+
+def _called(
+    node: Node,
+    named: Mapping[str, Any],
+    given: Mapping[Node, Labels],
+    number: Callable[[Any], Any],
+    known: Callable[[Node], torch.Tensor | None],
+) -> Any:
     def operand(used: Node) -> Any:
         if used in given:
             return given[used]
@@ -74,9 +92,6 @@ def run_movement(
             return constant
         return number(used)
 
-    named = arguments(node) | dict(changes or {})
-    if "value" in named and not isinstance(named["value"], Node):
-        named["value"] = fill
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for row in node.target._schema.arguments:  # type: ignore[union-attr]  # an overload
@@ -87,5 +102,4 @@ def run_movement(
             else:
                 args.append(value)
     with torch.no_grad():
-        made = node.target(*args, **kwargs)  # type: ignore[operator]  # an overload
-    return list(made) if isinstance(made, tuple | list) else made
+        return node.target(*args, **kwargs)  # type: ignore[operator]  # an overload

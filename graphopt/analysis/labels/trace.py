@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import copy as shallow_copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -107,6 +108,18 @@ class Trace:
         for node in model.graph.nodes:
             self._visit(node)
         self._join_uses()
+
+    def onto(self, copy: Model) -> Trace:
+        """The same of a copy of the model, whose nodes have the same names."""
+        named = {node.name: node for node in copy.graph.nodes}
+        other = shallow_copy(self)
+        other.model = copy
+        other.labels = {named[node.name]: labels for node, labels in self.labels.items()}
+        other._values = {named[node.name]: value for node, value in self._values.items()}
+        other.slots = [
+            replace(slot, tensor=named[slot.tensor.name], user=named[slot.user.name]) for slot in self.slots
+        ]
+        return other
 
     # What rules ask
 
