@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from graphopt.model import Model
 from graphopt.names import nearest
 from graphopt.registry import PRESETS, get_pass, pass_names
 from graphopt.rewriter import Rewriter
+from graphopt.sample import check_batch
 from graphopt.transform import Check, Contract, Pass, Report, parse_value
 from graphopt.verify import verify
 
@@ -167,7 +168,7 @@ def run(
     pipeline: str | Pipeline | Pass | Sequence[Pass],
     *,
     check: bool = True,
-    inputs: Sequence[Sequence[torch.Tensor]] | None = None,
+    calib: Iterable[Sequence[torch.Tensor]] | None = None,
     instruments: Sequence[Instrument] = (),
     limit: int | None = None,
     repro: str | Path | None = None,
@@ -180,7 +181,8 @@ def run(
     Args:
         pipeline: the text form, a Pipeline, a pass or a list of passes.
         check: whether to compare outputs.
-        inputs: batches of flat tensor inputs for that comparison; seeded random ones by default.
+        calib: batches of flat tensor inputs, for lossy passes to calibrate with and for that comparison; without them
+            the comparison uses seeded random ones.
         limit: stop after about that many edits, for bisection.
         repro: a folder for a reproducer, written when a pass fails.
 
@@ -194,7 +196,10 @@ def run(
     elif not isinstance(pipeline, Pipeline):
         pipeline = Pipeline((pipeline,) if isinstance(pipeline, Pass) else tuple(pipeline))
     verify(model)
-    runner = _Runner(model, pipeline, check, inputs, tuple(instruments), limit, Path(repro) if repro else None)
+    batches = tuple(tuple(batch) for batch in calib or ())
+    for number, batch in enumerate(batches):
+        check_batch(model.signature, batch, where=f"calibration batch {number}")
+    runner = _Runner(model, pipeline, check, batches, tuple(instruments), limit, Path(repro) if repro else None)
     return runner.result()
 
 
@@ -204,7 +209,7 @@ class _Runner:
         model: Model,
         pipeline: Pipeline,
         check: bool,
-        inputs: Sequence[Sequence[torch.Tensor]] | None,
+        calib: tuple[tuple[torch.Tensor, ...], ...],
         instruments: tuple[Instrument, ...],
         limit: int | None,
         repro: Path | None,
@@ -212,7 +217,7 @@ class _Runner:
         self.original, self.pipeline, self.instruments = model, pipeline, instruments
         self.limit, self.repro = limit, repro
         self.model = model.clone(share_tensors=True)
-        self.inputs, self.check = inputs, check
+        self.calib, self.check = calib, check
         self.oracle: Oracle | None = None
         self.contract = Contract.EXACT
         self.reports: list[Report] = []
@@ -249,12 +254,13 @@ class _Runner:
 
     def apply(self, step: Pass) -> bool:
         if self.check and self.oracle is None:
-            self.oracle = Oracle(self.original, self.inputs)
+            self.oracle = Oracle(self.original, self.calib)
         for instrument in self.instruments:
             instrument.before(step, self.model)
         start = time.perf_counter()
         edited = sum(len(report.edits) for report in self.reports)
-        rewriter = Rewriter(self.model, limit=None if self.limit is None else max(self.limit - edited, 0))
+        left = None if self.limit is None else max(self.limit - edited, 0)
+        rewriter = Rewriter(self.model, limit=left, calib=self.calib)
         before = self._cost()
         try:
             step.run(rewriter)
@@ -276,6 +282,7 @@ class _Runner:
             before if rewriter.changed else None,
             self._cost() if rewriter.changed else None,
             check,
+            rewriter.findings,
         )
         self.reports.append(report)
         for instrument in self.instruments:

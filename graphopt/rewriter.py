@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,16 +27,18 @@ class Rewriter:
     """Edits one model on behalf of one pass.
 
     `edits` and `misses` are the journal. `limit` stops `find` after that many edits, which is how a wrong rewrite is
-    found by bisection.
+    found by bisection. `calib` are batches of flat inputs to calibrate with, none where the user has given none.
+    `findings` is for what a pass wants to report besides, as plain data.
     """
 
-    def __init__(self, model: Model, *, limit: int | None = None) -> None:
+    def __init__(self, model: Model, *, limit: int | None = None, calib: Sequence[Sequence[torch.Tensor]] = ()) -> None:
         self.model = model
         self.graph = model.graph
         self.params = model.params
         self.edits: list[Edit] = []
         self.misses: list[Miss] = []
-        self.limit = limit
+        self.findings: dict[str, Any] = {}
+        self.limit, self.calib = limit, calib
         self._touched: set[Node] = set()
         self._removed: set[Node] = set()
         self.params.reindex()

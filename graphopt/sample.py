@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from graphopt.errors import InputError
 from graphopt.export import example_sizes
+from graphopt.fake import dtype_name
 from graphopt.model import Model
-from graphopt.signature import size_of
+from graphopt.signature import Signature, size_of
 
-__all__ = ["sample_inputs"]
+__all__ = ["check_batch", "sample_inputs"]
 
 
 def sample_inputs(model: Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> list[torch.Tensor]:
@@ -37,3 +39,18 @@ def sample_inputs(model: Model, *, seed: int = 0, sizes: Mapping[str, int] | Non
             picks = torch.randint(example.numel(), shape, generator=generator)
             inputs.append(example.flatten()[picks.flatten()].reshape(shape))
     return inputs
+
+
+def check_batch(signature: Signature, batch: Sequence[torch.Tensor], where: str) -> None:
+    """Look at a batch of flat inputs before anything is done with it.
+
+    Raises:
+        InputError: when its tensors do not fit the signature, or hold NaN.
+    """
+    try:
+        signature.check([(dtype_name(tensor.dtype), tuple(tensor.shape)) for tensor in batch])
+    except InputError as error:
+        raise InputError(error.what, where=where, why=error.why, todo=error.todo) from error
+    for spec, tensor in zip(signature.tensor_inputs, batch, strict=True):
+        if tensor.dtype.is_floating_point and bool(torch.isnan(tensor).any()):
+            raise InputError(f"input '{spec.name}' holds NaN", where=where, todo="calibrate with data that has none")

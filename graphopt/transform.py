@@ -7,6 +7,7 @@ import enum
 import types
 import typing
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -86,7 +87,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """What one pass did. Costs are None for a pass that changed nothing."""
+    """What one pass did. Costs are None for a pass that changed nothing; `findings` is what the pass itself reports."""
 
     name: str
     text: str
@@ -96,6 +97,7 @@ class Report:
     cost_before: Cost | None = None
     cost_after: Cost | None = None
     check: Check | None = None
+    findings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
@@ -111,6 +113,7 @@ class Report:
             "cost_before": self.cost_before.to_json() if self.cost_before else None,
             "cost_after": self.cost_after.to_json() if self.cost_after else None,
             "check": dataclasses.asdict(self.check) if self.check else None,
+            "findings": dict(self.findings),
         }
 
 

@@ -38,7 +38,8 @@ def opt(
     calib: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="DATA.npz", help="A batch of inputs by name, used instead of random ones; may be repeated."
+            metavar="DATA.npz",
+            help="A batch of inputs by name, to calibrate lossy passes with and to compare with; may be repeated.",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Stop after about this many edits.")] = None,
@@ -64,9 +65,7 @@ def opt(
     instruments, timing = _instruments(print_after, dump_after, time)
     model = read_model(source)
     batches = [read_batch(path, model.signature) for path in calib or ()]
-    result, reports = apply(
-        model, steps, check=check, inputs=batches or None, instruments=instruments, limit=limit, repro=repro
-    )
+    result, reports = apply(model, steps, check=check, calib=batches, instruments=instruments, limit=limit, repro=repro)
     with working(f"writing {output}"):
         result.save(output)
     if timing is not None:

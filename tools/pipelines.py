@@ -39,7 +39,7 @@ def apply(
     pipeline: Pipeline,
     *,
     check: bool = True,
-    inputs: Sequence[Sequence[torch.Tensor]] | None = None,
+    calib: Sequence[Sequence[torch.Tensor]] = (),
     instruments: Sequence[Instrument] = (),
     limit: int | None = None,
     repro: Path | None = None,
@@ -49,7 +49,7 @@ def apply(
 
     with working(f"running {pipeline}") as tell:
         observers = [_Follow(tell), *instruments]
-        return run(model, pipeline, check=check, inputs=inputs, instruments=observers, limit=limit, repro=repro)
+        return run(model, pipeline, check=check, calib=calib, instruments=observers, limit=limit, repro=repro)
 
 
 @dataclass

@@ -105,7 +105,7 @@ class Coupling:
     @cached_property
     def groups(self) -> dict[str, Group]:
         """All groups, those of earlier layers first."""
-        found = {}
+        found: dict[str, Group] = {}
         for classes, families in self._sorted():
             members = tuple(self._members(classes, families))
             name = self._name(members, found.keys())
@@ -136,7 +136,8 @@ class Coupling:
         return tuple(found)
 
     @cached_property
-    def _slot_classes(self) -> list[tuple[Slot, np.ndarray]]:
+    def slot_classes(self) -> list[tuple[Slot, np.ndarray]]:
+        """The axes of all stored tensors that are cut somewhere or could be, and the classes along each."""
         return [(slot, self.of(slot.labels).numpy()) for slot in self._all_slots()]
 
     def _all_slots(self) -> Iterator[Slot]:
@@ -182,13 +183,13 @@ class Coupling:
                 table[list(unit)] = index
             tables.append(table)
         for place in self._places(classes):
-            slot, found = self._slot_classes[place]
+            slot, found = self.slot_classes[place]
             yield Member(slot, tuple(table[found] for table in tables))
 
     @cached_property
     def _slots_of_class(self) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of a class and the place of a slot that has it, sorted by class."""
-        pairs = [(np.unique(classes[classes > 0]), place) for place, (_, classes) in enumerate(self._slot_classes)]
+        pairs = [(np.unique(classes[classes > 0]), place) for place, (_, classes) in enumerate(self.slot_classes)]
         known = np.concatenate([classes for classes, _ in pairs] or [np.zeros(0, np.int64)])
         places = np.concatenate([np.full(classes.size, place) for classes, place in pairs] or [np.zeros(0, np.int64)])
         order = np.argsort(known, kind="stable")
@@ -222,5 +223,3 @@ def _families(groups: np.ndarray, classes: np.ndarray, units: np.ndarray) -> Ite
 def couple(model: Model) -> Coupling:
     """Find the groups of a model. The model stays as it is."""
     return Coupling(model)
-
-

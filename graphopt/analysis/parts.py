@@ -17,7 +17,7 @@ class Parts:
 
     def find(self, values: np.ndarray) -> np.ndarray:
         """A number that stands for the part of each value, equal for values of one part."""
-        roots = self._parent[values]
+        roots: np.ndarray = self._parent[values]
         while not np.array_equal(deeper := self._parent[roots], roots):
             roots = deeper
         self._parent[values] = roots

@@ -90,7 +90,9 @@ class Rectangles:
         self._seen: set[bytes] = set()
         self._look_at_tensors()
         for grid in trace.grids:
-            self._boxes.append(_Box(grid.node, tuple(classes.of(one).numpy()[..., None] for one in grid.tensors)))
+            box = _Box(grid.node, tuple(classes.of(one).numpy()[..., None] for one in grid.tensors))
+            if box.classes.size:
+                self._boxes.append(box)
         seeds = [list(_seeds(boxes)) for boxes in self._regions()]
         count = min(max(map(len, seeds), default=1), _MOST_MODES)
         self.modes = [self._mode([one[min(index, len(one) - 1)] for one in seeds]) for index in range(count)]
@@ -158,7 +160,9 @@ class Rectangles:
                 if box is not first:
                     mode.parts.join(*box.cut(_least_tying(mode, box)))
         for link in self.trace.links:
-            self._join_link(mode, link.node, [self._matrix(x) for x in link.whole], [self._matrix(x) for x in link.marks])
+            self._join_link(
+                mode, link.node, [self._matrix(x) for x in link.whole], [self._matrix(x) for x in link.marks]
+            )
         for node, classes in self._sets:
             parts = mode.of(classes)
             if parts[0] > 0 and (parts == parts[0]).all():

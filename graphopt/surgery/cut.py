@@ -51,7 +51,9 @@ class _Cut:
                 if not node._erased:
                     self.rw.refresh(node)
             except ShapeError as error:
-                raise Conflict(f"the operator does not take what is left: {error.what}", where=f"'{node.name}'") from error
+                raise Conflict(
+                    f"the operator does not take what is left: {error.what}", where=f"'{node.name}'"
+                ) from error
 
     # Stored tensors
 
@@ -195,5 +197,3 @@ def _selected(tensor: torch.Tensor, axes: dict[int, torch.Tensor]) -> torch.Tens
     for axis, positions in axes.items():
         tensor = tensor.index_select(axis, positions.to(tensor.device))
     return tensor.clone()
-
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,15 @@ __all__ = ["plan_movement", "refuse_free"]
 aten = torch.ops.aten
 
 _SIZES = {"view", "reshape", "_unsafe_view", "expand", "broadcast_to", "view_copy", "expand_copy"}
-_SPLITS = {"split", "chunk", "split_with_sizes", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes", "tensor_split"}
+_SPLITS = {
+    "split",
+    "chunk",
+    "split_with_sizes",
+    "unsafe_split",
+    "unsafe_chunk",
+    "unsafe_split_with_sizes",
+    "tensor_split",
+}
 _FOLLOWS = {"expand_as", "broadcast_tensors", "getitem"}
 """Movements into the shape of another operand: they need no change."""
 
@@ -61,7 +70,7 @@ class _Movement:
         left = {used: _box(numbers, self.removal.of(used)) for used, numbers in before.items()}
         for changes in self._changes(made):
             if self._brings(left, changes, wanted):
-                return (lambda: self._update(changes)) if changes else None
+                return partial(self._update, changes) if changes else None
         if self.name in _SPLITS:
             return self._split(made, left, wanted)
         selected = self._selection(given, left, wanted)
@@ -142,7 +151,10 @@ class _Movement:
     def _bounds(self) -> Iterator[dict[str, Any]]:
         """Where a slice begins and ends, in positions that are left."""
         axis = self._axis()
-        size, kept = self.trace.sizes(argument(self.node, "self"))[axis], self.removal.of(argument(self.node, "self"))[axis]
+        size, kept = (
+            self.trace.sizes(argument(self.node, "self"))[axis],
+            self.removal.of(argument(self.node, "self"))[axis],
+        )
         if kept is None:
             return
         names = {"slice": ("start", "end"), "narrow": ("start", "length"), "select": ("index",)}[self.name]
@@ -190,6 +202,8 @@ class _Movement:
         if len(given) != 1 or len(wanted) != 1 or left[given[0]].dim() != wanted[0].dim():
             return None
         source, target = left[given[0]], wanted[0]
+        if torch.equal(source, target):
+            return lambda: self.rw.replace(self.node, given[0], self.why)
         for axis in range(source.dim()):
             places = _places(source, target, axis)
             if places is not None:

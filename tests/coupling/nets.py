@@ -113,7 +113,11 @@ class TransposedGroups(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.up = nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 6, 2, 2, groups=2)
-        self.norm, self.deep, self.last = nn.BatchNorm2d(6), nn.ConvTranspose2d(6, 6, 3, groups=6), nn.ConvTranspose2d(6, 3, 1)
+        self.norm, self.deep, self.last = (
+            nn.BatchNorm2d(6),
+            nn.ConvTranspose2d(6, 6, 3, groups=6),
+            nn.ConvTranspose2d(6, 3, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(torch.tanh(self.deep(torch.tanh(self.norm(self.up(torch.tanh(self.first(x))))))))
@@ -142,12 +146,17 @@ class Attention(nn.Module):
         if self.fused:
             q, k, v = self.qkv(y).reshape(n, length, 3, self.heads, self.size).permute(2, 0, 3, 1, 4).unbind(0)
         else:
-            q, k, v = self._heads(self.query(y), self.heads), *(self._heads(m(y), self.kv_heads) for m in (self.key, self.value))
+            q, k, v = (
+                self._heads(self.query(y), self.heads),
+                *(self._heads(m(y), self.kv_heads) for m in (self.key, self.value)),
+            )
         times = self.heads // self.kv_heads
         if self.repeat == "gqa":
             return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
         if times > 1 and self.repeat == "expand":
-            k, v = (z[:, :, None].expand(n, -1, times, -1, -1).reshape(n, self.heads, length, self.size) for z in (k, v))
+            k, v = (
+                z[:, :, None].expand(n, -1, times, -1, -1).reshape(n, self.heads, length, self.size) for z in (k, v)
+            )
         elif times > 1:
             k, v = (z.repeat_interleave(times, 1) for z in (k, v))
         if self.repeat == "by hand":
@@ -182,7 +191,9 @@ class C2f(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.cv1, self.cv2 = nn.Conv2d(3, 10, 3, padding=1), nn.Conv2d(10, 12, 1), nn.Conv2d(24, 8, 1)
-        self.m = nn.ModuleList(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.SiLU(), nn.Conv2d(6, 6, 3, padding=1)) for _ in range(2))
+        self.m = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.SiLU(), nn.Conv2d(6, 6, 3, padding=1)) for _ in range(2)
+        )
         self.last = nn.Conv2d(8, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,7 +209,11 @@ class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.down, self.deep = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 10, 3, 2, 1)
-        self.up, self.mid, self.last = nn.ConvTranspose2d(10, 6, 2, 2), nn.Conv2d(18, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.up, self.mid, self.last = (
+            nn.ConvTranspose2d(10, 6, 2, 2),
+            nn.Conv2d(18, 8, 3, padding=1),
+            nn.Conv2d(8, 2, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         a = F.silu(self.down(x))

@@ -10,7 +10,18 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-__all__ = ["Atoms", "Classes", "Labels", "Reason", "axis_positions", "collapse", "compact", "settle", "uniform", "varies"]
+__all__ = [
+    "Atoms",
+    "Classes",
+    "Labels",
+    "Reason",
+    "axis_positions",
+    "collapse",
+    "compact",
+    "settle",
+    "uniform",
+    "varies",
+]
 
 Labels: TypeAlias = torch.Tensor
 """int64, of the shape of the tensor that it describes; axes along which nothing changes have stride 0."""

@@ -16,7 +16,15 @@ __all__ = ["along", "reduced", "windowed"]
 
 _TELL_POSITIONS = frozenset(
     f"aten.{name}"
-    for name in ("argmax.default", "argmin.default", "max.dim", "min.dim", "median.dim", "nanmedian.dim", "mode.default")
+    for name in (
+        "argmax.default",
+        "argmin.default",
+        "max.dim",
+        "min.dim",
+        "median.dim",
+        "nanmedian.dim",
+        "mode.default",
+    )
 )
 """Reductions that return numbers of positions, which mean something else when others are removed."""
 

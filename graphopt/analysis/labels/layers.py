@@ -33,7 +33,9 @@ def contracted(trace: Trace, node: Node, info: OpInfo) -> Traced:
     inputs = trace.atoms.tie_along(labels, channel)
     groups = trace.number(argument(node, axes.groups)) if axes.groups else 1
     place = [-1 if axis == axes.output_axis % rank else 1 for axis in range(rank)]
-    made = _grouped(trace, node, axes, weight, inputs, groups) if groups > 1 else _dense(trace, node, axes, weight, inputs)
+    made = (
+        _grouped(trace, node, axes, weight, inputs, groups) if groups > 1 else _dense(trace, node, axes, weight, inputs)
+    )
     if bias is not None:
         trace.slot(trace.stored(bias), 0, made, "out", node)  # type: ignore[arg-type]  # looked at above
     return made.reshape(place).expand(shape)
@@ -125,4 +127,3 @@ def _trailing(trace: Trace, node: Node, axes: Normalized, source: Node, labels: 
         trace.set(source, labels)
     operands = [labels, *(trace.of(vector) for vector in _parameters(node, axes))]
     return combined(trace, node, operands, labels.shape) if len(operands) > 1 else labels
-

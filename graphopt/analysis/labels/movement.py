@@ -10,7 +10,7 @@ from torch import fx
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from graphopt.analysis.labels.atoms import Labels, compact, settle, uniform
+from graphopt.analysis.labels.atoms import Labels, collapse, compact, settle, uniform, varies
 from graphopt.analysis.labels.elementwise import combined
 from graphopt.ops import Moved, OpInfo, argument, arguments
 
@@ -21,6 +21,7 @@ __all__ = ["moved", "run_movement"]
 
 _TOGETHER = frozenset({"aten.expand_as.default", "aten.broadcast_tensors.default"})
 """Movements into the shape of other operands, which they go with from then on."""
+_PADS = frozenset({"aten.constant_pad_nd.default", "aten.pad.default"})
 _SHAPED = frozenset({"aten.view_as.default", "aten.reshape_as.default"})
 
 
@@ -43,7 +44,12 @@ def moved(trace: Trace, node: Node, info: OpInfo) -> Traced:
     except (RuntimeError, NotImplementedError, TypeError, IndexError, ValueError) as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return trace.barrier(node, f"moves data in a way that could not be followed ({text})")
-    return [settle(one) for one in made] if isinstance(made, list) else settle(made)
+    if isinstance(made, list):
+        return [settle(one) for one in made]
+    if str(node.target) in _PADS:
+        # Padding goes with what it lies beside, but along an axis that has positions of its own.
+        made = collapse(made, [d for d in range(made.dim()) if not varies(labels[0], (d,))]).expand(made.shape)
+    return settle(made)
 
 
 def run_movement(

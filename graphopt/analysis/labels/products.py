@@ -128,7 +128,7 @@ def _layer(
 def _spelled(labels: Labels, term: str, order: str) -> Labels:
     """Labels with axes in the order of the letters; of size one for a letter that the term lacks."""
     thin = labels.permute([term.index(letter) for letter in order if letter in term] + _missing(term, order))
-    thin = thin.reshape([size for size in thin.shape[: sum(letter in term for letter in order)]])
+    thin = thin.reshape(thin.shape[: sum(letter in term for letter in order)])
     shape, sizes = [], iter(thin.shape)
     for letter in order:
         shape.append(next(sizes) if letter in term else 1)
@@ -141,7 +141,7 @@ def _missing(term: str, order: str) -> list[int]:
 
 
 def _pair(trace: Trace, node: Node, terms: Terms, left: Labels, right: Labels) -> Labels:
-    """Two activations: what is summed over is tied across both, and every position of the batch is a product by itself."""
+    """Two activations: what is summed over is tied across both; every position of the batch is a product by itself."""
     rows, columns = terms.free(terms.left), terms.free(terms.right)
     a = _spelled(left, terms.left, terms.batch + rows + terms.inner)
     b = _spelled(right, terms.right, terms.batch + columns + terms.inner)
@@ -221,5 +221,3 @@ def _attention(trace: Trace, node: Node) -> Labels:
         scores = (*shape[:-1], trace.sizes(argument(node, "key"))[-2])
         combined(trace, node, [marks.reshape(*heads, 1, 1).expand(scores), trace.of(mask)], scores)
     return at[2].reshape(*heads, 1, -1).expand(shape)
-
-

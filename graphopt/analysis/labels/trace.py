@@ -116,9 +116,7 @@ class Trace:
         other.model = copy
         other.labels = {named[node.name]: labels for node, labels in self.labels.items()}
         other._values = {named[node.name]: value for node, value in self._values.items()}
-        other.slots = [
-            replace(slot, tensor=named[slot.tensor.name], user=named[slot.user.name]) for slot in self.slots
-        ]
+        other.slots = [replace(slot, tensor=named[slot.tensor.name], user=named[slot.user.name]) for slot in self.slots]
         return other
 
     # What rules ask

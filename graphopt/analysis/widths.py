@@ -1,0 +1,121 @@
+"""How the cost of a model follows from what is removed: multiply-accumulates and parameters as products of widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from torch.fx import Node
+
+from graphopt.analysis.cost import cost
+from graphopt.ops import Contracted, Product, argument, lookup, operands
+from graphopt.params import ParamKind
+
+if TYPE_CHECKING:
+    from graphopt.analysis.coupling import Coupling, Family
+
+__all__ = ["Measure", "Widths"]
+
+Measure = Literal["macs", "params"]
+
+
+@dataclass(frozen=True)
+class _Term:
+    """An amount that shrinks with the part of the positions that is left along each of some axes."""
+
+    amount: float
+    axes: tuple[np.ndarray, ...]
+
+
+class Widths:
+    """The cost of the model of a coupling with classes removed, without cutting it.
+
+    A layer's cost is its amount times the part that is left of its inputs times that of its outputs. What a unit saves
+    depends on what else is removed; `savings` shares what is saved twice: 1 - a b = (1-a)(1+b)/2 + (1-b)(1+a)/2.
+    """
+
+    def __init__(self, coupling: Coupling, measure: Measure) -> None:
+        self.coupling = coupling
+        self._terms = list(self._of_macs() if measure == "macs" else self._of_params())
+        self.total = sum(term.amount for term in self._terms)
+
+    def cost(self, removed: Iterable[int]) -> float:
+        """What is left of the total when classes are removed."""
+        gone = self._gone(removed)
+        return sum(term.amount * prod(1 - float(gone[axis].mean()) for axis in term.axes) for term in self._terms)
+
+    def savings(self, family: Family, removed: Iterable[int]) -> np.ndarray:
+        """What each unit of a family saves, if `removed` is about what will be removed in all; [units]."""
+        gone = self._gone(removed)
+        table = np.full(self.coupling.classes.count + 1, -1)
+        for index, unit in enumerate(family):
+            table[list(unit)] = index
+        saved = np.zeros(len(family))
+        for term in self._terms:
+            left = [1 - float(gone[axis].mean()) for axis in term.axes]
+            for place, axis in enumerate(term.axes):
+                units = table[axis]
+                mine = units[units >= 0]
+                if mine.size:
+                    others = prod((1 + share) / 2 for other, share in enumerate(left) if other != place)
+                    saved += np.bincount(mine, minlength=len(family)) * (term.amount * others / axis.size)
+        return saved
+
+    def _gone(self, removed: Iterable[int]) -> np.ndarray:
+        gone = np.zeros(self.coupling.classes.count + 1, dtype=bool)
+        gone[list(removed)] = True
+        gone[-1] = False
+        return gone
+
+    def _of_macs(self) -> Iterator[_Term]:
+        model, trace = self.coupling.model, self.coupling.trace
+        sizes = cost(model)
+        counted = sizes.at(**{name: _example(model, name) for name in sizes.names}) if sizes.names else sizes
+        macs = {node.name: node.macs for node in counted.nodes}
+        slots: dict[Node, list[np.ndarray]] = {}
+        for slot in trace.slots:
+            # A bias does not multiply; of a grouped layer the wide axis of the weight counts groups already.
+            if slot.labels.dim() == 1 and slot.tensor.meta["val"].dim() > 1 and _is_layer(slot.user):
+                slots.setdefault(slot.user, []).append(self.coupling.of(slot.labels).numpy().ravel())
+        for node in model.graph.nodes:
+            amount = macs.get(node.name)
+            if not amount:
+                continue
+            axes = slots.get(node) or [self.coupling.of(trace.of(used)).numpy().ravel() for used in _operands(node)[:1]]
+            yield _Term(float(amount), tuple(axes))
+
+    def _of_params(self) -> Iterator[_Term]:
+        model = self.coupling.model
+        axes: dict[int, dict[int, np.ndarray]] = {}
+        for slot, classes in self.coupling.slot_classes:
+            tensor = model.params[str(slot.tensor.target)]
+            axes.setdefault(id(tensor), {}).setdefault(slot.axis, classes.ravel())
+        seen: set[int] = set()
+        for entry in model.params.entries():
+            if entry.kind is ParamKind.PARAMETER and id(entry.tensor) not in seen and entry.name not in model.kept:
+                seen.add(id(entry.tensor))
+                yield _Term(float(entry.tensor.numel()), tuple(axes.get(id(entry.tensor), {}).values()))
+
+
+def _is_layer(node: Node) -> bool:
+    info = lookup(node.target)
+    return info is not None and isinstance(info.axes, Contracted | Product)
+
+
+def _operands(node: Node) -> list[Node]:
+    """What a product of activations multiplies, the first of which stands for all."""
+    info = lookup(node.target)
+    if info is not None and isinstance(info.axes, Product):
+        return list(operands(node))
+    if info is not None and isinstance(info.axes, Contracted):
+        return [argument(node, info.axes.input)]
+    return []
+
+
+def _example(model: object, name: str) -> int:
+    from graphopt.export import example_sizes
+
+    return int(example_sizes(model)[name])  # type: ignore[arg-type]  # a model

@@ -1,0 +1,96 @@
+"""The cut of a pass: done, proven against the masked original, and refitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from graphopt.analysis.coupling import Coupling
+from graphopt.analysis.removal import Removal
+from graphopt.check import relative_error, tolerance
+from graphopt.errors import CheckFailed
+from graphopt.model import Model
+from graphopt.passes._refit import refitted
+from graphopt.rewriter import Rewriter
+from graphopt.sample import sample_inputs
+from graphopt.surgery import cut, masked_outputs
+from graphopt.transform import Contract
+
+__all__ = ["cut_and_prove", "cut_copy"]
+
+
+def cut_copy(coupling: Coupling, classes: Sequence[int], changed: Mapping[str, torch.Tensor] | None = None) -> Model:
+    """A copy of the model without the classes, and before the cut with these tensors changed.
+
+    Raises:
+        Conflict: when that cannot be done.
+    """
+    copy = coupling.model.clone(share_tensors=True)
+    for name, tensor in (changed or {}).items():
+        copy.params.set(name, tensor)
+    cut(Rewriter(copy), Removal(coupling.onto(copy), classes), "")
+    copy.touch()
+    return copy
+
+
+def cut_and_prove(rw: Rewriter, coupling: Coupling, classes: Sequence[int], why: str, *, refit: bool) -> None:
+    """Cut the model that `rw` holds, prove that the cut is right, and refit what reads where that is better.
+
+    Raises:
+        Conflict: when it cannot be cut.
+        CheckFailed: when the cut model is not the masked original.
+    """
+    original = rw.model.clone(share_tensors=True).eval()
+    removal = Removal(coupling.onto(original), classes)
+    inputs = list(rw.calib[0]) if rw.calib else sample_inputs(rw.model)
+    expected = masked_outputs(original, removal, inputs)
+    changed = refitted(removal, rw.calib) if refit else {}
+    small = cut_copy(coupling, classes, changed) if changed else None
+    cut(rw, Removal(coupling, classes), why)
+    rw.model.touch()
+    _prove(rw.model, inputs, expected)
+    if small is not None:
+        _take_over(rw, original, small, set(changed))
+
+
+def _prove(model: Model, inputs: Sequence[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    """Compare with the masked original.
+
+    Raises:
+        CheckFailed: when the cut model computes something else.
+    """
+    with torch.no_grad():
+        found = model.clone(share_tensors=True).eval().call_flat(inputs)
+    for spec, a, b in zip(model.signature.tensor_outputs, found, expected, strict=True):
+        error = relative_error(a, b)
+        if error > 10 * tolerance(Contract.EXACT, b.dtype):
+            raise CheckFailed(
+                f"output '{spec.name}' of the cut model is {error:.1e} away from the masked original",
+                why="the removal was followed wrongly somewhere",
+                todo="report it with the reproducer",
+            )
+
+
+def _take_over(rw: Rewriter, original: Model, small: Model, names: set[str]) -> None:
+    """Use refitted weights if the outputs on calibration data are nearer with them."""
+    cut_only, with_refit = (_distance(original, model, rw.calib) for model in (rw.model, small))
+    rw.findings["output error"] = {"cut": cut_only, "refitted": with_refit}
+    if with_refit >= cut_only:
+        return
+    for node in list(rw.graph.nodes):
+        if node.op == "get_attr" and str(node.target) in names:
+            rw.set_tensor(node, small.params[str(node.target)].detach(), "refitted to what is left of its inputs")
+
+
+def _distance(original: Model, model: Model, batches: Sequence[Sequence[torch.Tensor]]) -> float:
+    """Root of the mean square of the outputs' differences, relative to the outputs."""
+    model = model.clone(share_tensors=True).eval()
+    difference = size = 0.0
+    with torch.no_grad():
+        for batch in batches:
+            for a, b in zip(model.call_flat(batch), original.call_flat(batch), strict=True):
+                if b.is_floating_point():
+                    difference += float((a.double() - b.double()).square().sum())
+                    size += float(b.double().square().sum())
+    return (difference / size) ** 0.5 if size else 0.0

@@ -1,0 +1,173 @@
+"""Which widths meet a budget: ladders of widths for every group, and the solver that picks a rung of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.analysis.cost import cost
+from graphopt.analysis.coupling import Coupling, Group
+from graphopt.analysis.removal import Conflict
+from graphopt.analysis.widths import Measure, Widths
+from graphopt.export import example_sizes
+from graphopt.model import Model
+from graphopt.passes._cutting import cut_copy
+from graphopt.passes._importance import Importance
+from graphopt.solve import BudgetError, Choice, solve
+
+__all__ = ["Plan", "Width", "amount", "classes_of"]
+
+_LADDER = 16
+"""How many widths of a group are looked at, beside its own."""
+_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Width:
+    """A way to make a group narrower: the least important units of one of its families go."""
+
+    group: Group
+    family: int
+    units: tuple[int, ...]
+
+    @property
+    def classes(self) -> list[int]:
+        return [c for unit in self.units for c in self.group.families[self.family][unit]]
+
+
+class Plan:
+    """The search for widths that meet a budget. `refused` are the groups that turned out not to be cut, and why."""
+
+    def __init__(
+        self,
+        coupling: Coupling,
+        kind: Measure,
+        importance: Importance,
+        groups: Sequence[Group],
+        *,
+        most: float,
+        step: int,
+    ) -> None:
+        self.coupling, self.kind, self.most, self.step = coupling, kind, most, step
+        self.refused: dict[str, str] = {}
+        self.widths = Widths(coupling, kind)
+        self.before = amount(coupling.model, kind)
+        self.ladders = [self._ladder(group, importance) for group in groups]
+
+    def to(self, part: float) -> list[Width]:
+        """Widths at which no more than `part` of the cost is left.
+
+        Raises:
+            BudgetError: when there are none.
+        """
+        wanted = part * self.before
+        aim = part * self.widths.total
+        for _ in range(_ROUNDS):
+            chosen = self._solved(aim)
+            reached = self._reached(chosen)
+            if reached is None:
+                continue
+            if reached <= wanted:
+                return chosen
+            aim -= (reached - wanted) * self.widths.total / self.before * 1.05
+        raise self._unreachable(part)
+
+    def _ladder(self, group: Group, importance: Importance) -> list[tuple[Width, float]]:
+        """Widths of a group with what each loses, for all its families."""
+        found = []
+        for family, units in enumerate(group.families):
+            scores = importance.scores(group, family)
+            if not importance.comparable:
+                scores = scores / (scores.sum() or 1.0)
+            order = np.argsort(scores, kind="stable")
+            lost = np.concatenate(([0.0], np.cumsum(scores[order])))
+            for count in self._counts(len(units)):
+                found.append((Width(group, family, tuple(order[:count].tolist())), float(lost[count])))
+        return found
+
+    def _counts(self, size: int) -> list[int]:
+        """How many units to remove: none, and then in even steps as far as the options allow."""
+        step, most = self.step, min(size - 1, int(self.most * size))
+        kept = {_multiple(size * (1 - i / _LADDER), step) for i in range(1, _LADDER)} | {_multiple(size - most, step)}
+        return [0, *sorted({size - width for width in kept if 0 < size - width <= most})]
+
+    def _solved(self, aim: float) -> list[Width]:
+        """Widths for a cost of `aim` by the model of costs, which is brought to agree with itself."""
+        removed: list[int] = []
+        chosen: list[Width] = []
+        for _ in range(_ROUNDS):
+            offered = [self._choices(ladder, removed) for ladder in self.ladders]
+            fixed = self.widths.total - sum(max(choice.cost for choice in choices) for choices in offered)
+            try:
+                solution = solve([choice for choices in offered for choice in choices], aim - fixed)
+                chosen = [choice.option for choice in solution]
+            except BudgetError:
+                chosen = self._narrowest()
+            now = [c for width in chosen for c in width.classes]
+            if set(now) == set(removed):
+                break
+            removed = now
+        return chosen
+
+    def _choices(self, ladder: list[tuple[Width, float]], removed: Sequence[int]) -> list[Choice]:
+        group = ladder[0][0].group
+        saved = [self.widths.savings(family, removed) for family in group.families]
+        amounts = [float(saved[width.family][list(width.units)].sum()) for width, _ in ladder]
+        return [
+            Choice(group.name, width, loss, max(amounts) - amount)
+            for (width, loss), amount in zip(ladder, amounts, strict=True)
+        ]
+
+    def _narrowest(self) -> list[Width]:
+        return [max(ladder, key=lambda pair: len(pair[0].classes))[0] for ladder in self.ladders]
+
+    def _reached(self, widths: list[Width]) -> float | None:
+        """The cost of the model with these widths, cut for the purpose; None where some group cannot be cut like that,
+        which is then left out of the ladders."""
+        try:
+            return amount(cut_copy(self.coupling, classes_of(widths)), self.kind)
+        except Conflict as conflict:
+            alone = {width.group.name: why for width in widths if (why := self._conflict(width)) is not None}
+            if not alone:
+                raise
+            self.refused |= alone
+            self.ladders = [ladder for ladder in self.ladders if ladder[0][0].group.name not in alone]
+            if not self.ladders:
+                raise conflict
+            return None
+
+    def _conflict(self, width: Width) -> str | None:
+        try:
+            cut_copy(self.coupling, width.classes)
+        except Conflict as conflict:
+            return f"{conflict.what}, at {conflict.where}"
+        return None
+
+    def _unreachable(self, part: float) -> BudgetError:
+        smallest = self.widths.cost(classes_of(self._narrowest())) / self.widths.total
+        return BudgetError(
+            f"{self.kind}={part:g} cannot be met: about {smallest:.2f} is the smallest that is reachable",
+            why=f"at most {self.most:g} of a group may go, and what is pinned stays",
+            todo="ask for less, or raise `most`; `graphopt groups` shows what can be removed",
+        )
+
+
+def _multiple(width: float, step: int) -> int:
+    """The multiple of a step that is nearest to a width, at least one."""
+    return max(step, round(width / step) * step)
+
+
+def amount(model: Model, kind: Measure) -> float:
+    """What a model costs, at the sizes of the example where some are free."""
+    counted = cost(model)
+    if counted.names:
+        sizes = example_sizes(model)
+        counted = counted.at(**{name: sizes[name] for name in counted.names})
+    return float(counted.macs if kind == "macs" else counted.parameters)
+
+
+def classes_of(widths: Sequence[Width]) -> list[int]:
+    """All classes that go."""
+    return [c for width in widths for c in width.classes]
