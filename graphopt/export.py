@@ -287,7 +287,7 @@ def _copy_tensors(source: nn.Module, model: Model) -> None:
 
 def _place(tensor: torch.Tensor) -> Hashable:
     """Equal for tensors that are one, also when a file's reader made two objects of them."""
-    if not tensor.numel():
+    if not tensor.numel() or tensor.device.type == "meta":  # neither has an address
         return id(tensor)
     return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 

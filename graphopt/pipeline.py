@@ -187,7 +187,7 @@ def run(
         repro: a folder for a reproducer, written when a pass fails.
 
     Raises:
-        UsageError: for unknown passes and options.
+        UsageError: for unknown passes and options, and for options that a pass cannot work with on this model.
         PassFailed: when a pass raises, breaks an invariant, edits past the rewriter or does not come to an end.
         CheckFailed: when the outputs changed by more than a pass promised (as the cause of a PassFailed).
     """
@@ -269,6 +269,9 @@ class _Runner:
                 raise GraphoptError(f"it edits past the rewriter: {problem}")
             verify(self.model)
             check = self._judge(step) if rewriter.changed else None
+        except UsageError as error:  # of the caller's, not of the pass's
+            error.where = error.where or f"pass '{step}'"
+            raise
         except Exception as error:
             raise self._failure(step, error) from error
         if rewriter.changed:

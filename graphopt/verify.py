@@ -165,7 +165,7 @@ def _check_ties(model: Model) -> None:
     storages: dict[int, str] = {}
     shared = {name: group for group in model.params.ties() for name in group}
     for name, tensor in model.params.items():
-        if not tensor.numel():
+        if not tensor.numel() or tensor.device.type == "meta":  # neither has an address
             continue
         address = tensor.untyped_storage().data_ptr()
         first = storages.setdefault(address, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,7 +26,7 @@ _ROUNDS = 8
 
 @dataclass(frozen=True)
 class Width:
-    """A way to make a group narrower: the least important units of one of its families go."""
+    """A way to make a group narrower: the least important units of one of its families go; the least of all first."""
 
     group: Group
     family: int
@@ -109,7 +109,26 @@ class Plan:
             if set(now) == set(removed):
                 break
             removed = now
-        return chosen
+        return self._without_gaps(chosen)
+
+    def _without_gaps(self, widths: list[Width]) -> list[Width]:
+        """Widths that leave something of every tensor: of what would vanish, the most important unit stays."""
+        found = list(widths)
+        while emptied := self.coupling.rectangles.emptied(self._removed(found)):
+            classes = set(emptied[0][1].tolist())
+            for place, width in enumerate(found):
+                inside = [
+                    unit for unit in width.units if classes.intersection(width.group.families[width.family][unit])
+                ]
+                if inside:
+                    found[place] = replace(width, units=tuple(unit for unit in width.units if unit != inside[-1]))
+                    break
+        return found
+
+    def _removed(self, widths: Sequence[Width]) -> np.ndarray:
+        removed = np.zeros(self.coupling.classes.count, dtype=bool)
+        removed[classes_of(widths)] = True
+        return removed
 
     def _choices(self, ladder: list[tuple[Width, float]], removed: Sequence[int]) -> list[Choice]:
         group = ladder[0][0].group

@@ -28,9 +28,9 @@ LAYERS = [
     {"model", "printer"},
     {"mode"},
     {"export", "verify"},
-    {"sample", "graph_json", "analysis", "transform"},
+    {"sample", "graph_json", "analysis", "transform", "solve"},
     {"archive", "rewriter", "check", "registry", "backend"},
-    {"match", "instruments", "repro"},
+    {"match", "instruments", "repro", "surgery"},
     {"pipeline"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

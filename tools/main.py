@@ -21,6 +21,7 @@ from graphopt.tools.bench import bench
 from graphopt.tools.build import build
 from graphopt.tools.console import complain, data
 from graphopt.tools.explain import explain
+from graphopt.tools.groups import groups
 from graphopt.tools.info import info
 from graphopt.tools.opt import opt
 from graphopt.tools.passes import passes
@@ -73,7 +74,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (opt, build, run, bench, info, passes, explain, repro, targets):
+for _command in (opt, build, run, bench, info, groups, passes, explain, repro, targets):
     app.command()(_command)
 
 

@@ -88,10 +88,9 @@ class _Cut:
 
         def step() -> None:
             tensor = _selected(self.rw.params[str(nodes[0].target)].detach(), axes)
+            for name in self.rw.params.aliases(str(nodes[0].target)) & self.rw.params.masks.keys():
+                self.rw.params.masks[name] = _selected(self.rw.params.masks[name], axes)
             for node in nodes:
-                name = str(node.target)
-                if name in self.rw.params.masks:
-                    self.rw.params.masks[name] = _selected(self.rw.params.masks[name], axes)
                 self.rw.set_tensor(node, tensor, self.why)
 
         return step

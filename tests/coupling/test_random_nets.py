@@ -6,37 +6,41 @@ from collections import Counter
 
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import graphopt as go
 from graphopt.analysis.coupling import couple
 from graphopt.analysis.removal import Conflict
+from tests.coupling.between import Read
 from tests.coupling.removing import choices, worst_error
 from tests.random_nets import Net
 from tests.strategies import nets
 
-EXAMPLES = 400
+EXAMPLES = 60
 
 
 def test_every_removal_is_right_or_refused() -> None:
+    """In float64, in which nothing is lost to rounding."""
     seen: Counter[str] = Counter()
 
     @settings(
         max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
-    @given(nets())
-    def check(net: Net) -> None:
-        model = go.capture(net.double(), net.args(2, dtype=torch.float64), dynamic={"x": {0: "batch"}})
+    @given(nets(), st.booleans())
+    def check(net: Net, along_last: bool) -> None:
+        inputs = net.args(2, dtype=torch.float64)
+        model = go.capture(Read(net, along_last).double().eval(), inputs, dynamic={"x": {0: "batch"}})
         coupling = couple(model)
-        inputs = [torch.randn(2, *net.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))]
         for group, family, classes in choices(coupling):
             try:
-                error = worst_error(coupling, classes, inputs)
+                error = worst_error(coupling, classes, list(inputs))
             except Conflict as conflict:
-                seen["refused"] += 1
-                seen[f"refused: {conflict.what}"] += 1
+                seen[conflict.what] += 1
                 continue
             seen["right"] += 1
             assert error <= 1e-9, f"{group.name}, family {family}, {classes}: {error:.1e}"
 
     check()
-    assert seen["right"] > 2 * EXAMPLES / 3 and seen["refused"] <= seen["right"] / 20, seen
+    refused = {what: count for what, count in seen.items() if what != "right"}
+    assert seen["right"] > EXAMPLES and set(refused) <= {"nothing would be left"}, seen
+    assert sum(refused.values()) <= seen["right"] / 20, seen

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from graphopt.printer import module_path
+
 __all__ = [
     "Atoms",
     "Classes",
@@ -31,13 +33,14 @@ _LOWEST, _HIGHEST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True)
 class Reason:
-    """Why atoms stay: what `node` does with them."""
+    """Why atoms stay: what the node called `node`, in the module at `path`, does with them."""
 
     node: str
+    path: str
     why: str
 
     def __str__(self) -> str:
-        return f"'{self.node}' {self.why}"
+        return f"'{self.node}'{f' in {self.path}' if self.path else ''} {self.why}"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Atoms:
 
     def __init__(self) -> None:
         self.count = 1
-        self.reasons: list[Reason] = [Reason("", "")]
+        self.reasons: list[Reason] = [Reason("", "", "")]
         self._pairs: list[np.ndarray] = []
         self._pins: list[np.ndarray] = []
 
@@ -88,7 +91,7 @@ class Atoms:
 
     def pinned(self, node: Node, why: str) -> int:
         """A new pinned label."""
-        self.reasons.append(Reason(node.name, why))
+        self.reasons.append(Reason(node.name, module_path(node) or "", why))
         return 1 - len(self.reasons)
 
     def pin(self, labels: Labels, node: Node, why: str) -> None:
@@ -134,10 +137,10 @@ class Atoms:
         graph = coo_matrix((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(self.count, self.count))
         _, parts = connected_components(graph, directed=False)
         pinned, where = np.unique(parts[pins[1]], return_inverse=True)
-        numbers: list[set[int]] = [set() for _ in pinned]
-        for place, number in np.unique(np.stack([where.reshape(-1), pins[0]]), axis=1).T:
-            numbers[place].add(int(number))
-        why = tuple(tuple(self.reasons[number] for number in sorted(found)) for found in numbers)
+        codes = np.unique(where.reshape(-1) * len(self.reasons) + pins[0])
+        places, numbers = codes // len(self.reasons), codes % len(self.reasons)
+        lists = np.split(numbers, np.searchsorted(places, np.arange(1, pinned.size))) if pinned.size else []
+        why = tuple(tuple(self.reasons[number] for number in found) for found in lists)
         pinned_class = np.full(parts.max() + 1, -1)
         pinned_class[pinned] = np.arange(pinned.size)
         free = np.setdiff1d(parts[1:], pinned)

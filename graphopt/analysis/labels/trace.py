@@ -192,10 +192,12 @@ class Trace:
 
     def barrier(self, node: Node, why: str) -> Traced:
         """Pin all that goes into a node and all that comes out."""
+        pinned = self.atoms.pinned(node, why)
         for used in node.all_input_nodes:
+            if used.op == "get_attr" and used not in self.labels:
+                self.labels[used] = uniform(pinned, self.sizes(used))  # no atom for each of its elements
             for labels in self._tensors(used):
                 self.atoms.pin(labels, node, why)
-        pinned = self.atoms.pinned(node, why)
         return self.like(node, lambda shape: uniform(pinned, shape))
 
     def like(self, node: Node, make: Callable[[tuple[int, ...]], Labels]) -> Traced:

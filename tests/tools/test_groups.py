@@ -1,0 +1,37 @@
+"""`graphopt groups`: tables, JSON, and what they say of a model that can lose nothing."""
+
+from __future__ import annotations
+
+from tests.tools.command import NETS, graphopt, output
+
+
+def test_tables_name_groups_and_reasons() -> None:
+    result = graphopt("groups", f"{NETS}:small")
+    assert result.exit_code == 0
+    assert "1 group; units are removed as a whole" in result.stdout
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["0", "8", "7", "3,136"] in lines
+    assert any(line[:2] == ["6", "10"] and "output" in line for line in lines), result.stdout
+
+
+def test_json_lists_every_axis_that_is_cut() -> None:
+    found = output("groups", f"{NETS}:small")
+    (group,) = found["groups"]
+    assert (group["name"], group["families"]) == ("0", [8])
+    cut = {(row["tensor"], row["axis"]): (row["role"], row["positions"], row["of"]) for row in group["members"]}
+    assert cut["0.weight", 0] == ("out", 8, 8) and cut["1.running_var", 0] == ("scale", 8, 8)
+    assert cut["6.weight", 1] == ("in", 288, 288)
+    assert found["pinned"] == [{"name": "6", "size": 10, "reasons": ["'linear' in 6 is an output"]}]
+
+
+def test_an_unknown_operator_is_named() -> None:
+    result = graphopt("groups", f"{NETS}:unknown")
+    assert result.exit_code == 0 and "0 groups" in result.stdout
+
+
+def test_opt_prunes_and_reports(tmp_path: object) -> None:
+    found = output("opt", f"{NETS}:small", "-p", "prune-channels{params=0.5}", "-o", f"{tmp_path}/small.gopt")
+    (report,) = found["reports"]
+    assert report["findings"]["achieved"]["params"] <= 0.5
+    assert found["cost_after"]["parameters"] <= 0.5 * found["cost_before"]["parameters"]
+    assert report["findings"]["groups"][0]["group"] == "0"
