@@ -1,0 +1,177 @@
+"""Every group of known nets: is what is left after a removal what the masked original computes?
+
+    python -m benchmarks.removals                       all nets into benchmarks/results/removals.json
+    python -m benchmarks.removals swin_t --tries 10     one net, and ten removals of it
+
+Of every family of every group the first unit is removed, and then a random half of the units. Nets with random weights
+are measured in float64, so that a wrong channel is not taken for rounding; those with published weights in float32, in
+which a difference is compared with what one rounding of the weights does to the outputs. `seconds` is the time it takes
+to find the groups, of the net at the size it is used at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+import graphopt as go
+from benchmarks.latency_models import build as build_published
+from benchmarks.machine import commit, machine, versions
+from benchmarks.torchvision_ops import define_missing
+from graphopt.analysis.coupling import Coupling, couple
+from graphopt.analysis.removal import Conflict, Removal
+from graphopt.check import Oracle, relative_error
+from graphopt.model import Model
+from graphopt.rewriter import Rewriter
+from graphopt.sample import sample_inputs
+from graphopt.surgery import cut, masked_outputs
+from graphopt.verify import verify
+
+RESULTS = Path(__file__).parent / "results" / "removals.json"
+RANDOM = [
+    "alexnet",
+    "vgg11_bn",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "densenet121",
+    "squeezenet1_1",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x1_0",
+    "mnasnet0_5",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+    "convnext_tiny",
+    "googlenet",
+    "vit_b_16",
+    "swin_t",
+    "swin_v2_t",
+    "maxvit_t",
+]
+PUBLISHED = ("minilm_128", "ppocr_rec_320", "ppocr_det_640", "efficientnet_lite0")
+ROUNDINGS = 8
+
+
+def image_net(name: str) -> Model:
+    """A net of torchvision at 224, with random weights in float64."""
+    define_missing()
+    import torchvision
+
+    options = {"init_weights": False} if name == "googlenet" else {}
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(name, weights=None, **options).double().eval()
+    return go.capture(net, (torch.randn(1, 3, 224, 224, dtype=torch.float64),))
+
+
+def llama() -> Model:
+    """1.2 billion parameters without data: only the groups are looked for."""
+    define_missing()
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        use_cache=False,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        net = LlamaForCausalLM(config).eval()
+    return go.capture(net, (torch.zeros(1, 8, dtype=torch.long, device="meta"),))
+
+
+MODELS: dict[str, Callable[[], Model]] = {
+    **{name: lambda name=name: image_net(name) for name in RANDOM},  # type: ignore[misc]  # binds the name
+    **{name: lambda name=name: build_published(name, 1).capture() for name in PUBLISHED},  # type: ignore[misc]
+    "llama_1b_meta": llama,
+}
+
+
+def removals(coupling: Coupling) -> Iterator[tuple[str, list[int]]]:
+    generator = torch.Generator().manual_seed(0)
+    for group in coupling.groups.values():
+        for index, family in enumerate(group.families):
+            order = torch.randperm(len(family), generator=generator).tolist()
+            for picked in ([0], order[: len(family) // 2]):
+                yield f"{group.name} {index}", [c for unit in picked for c in family[unit]]
+
+
+def error_of(coupling: Coupling, classes: list[int], inputs: list[torch.Tensor]) -> float:
+    expected = masked_outputs(coupling.model, Removal(coupling, classes), inputs)
+    copy = coupling.model.clone(share_tensors=True)
+    cut(Rewriter(copy), Removal(coupling.onto(copy), classes), "")
+    copy.touch()
+    verify(copy)
+    with torch.no_grad():
+        found = copy.call_flat(inputs)
+    return max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def measure(name: str, tries: int | None) -> dict[str, Any]:
+    model = MODELS[name]()
+    start = time.perf_counter()
+    coupling = couple(model)
+    groups = coupling.groups
+    row: dict[str, Any] = {
+        "seconds": round(time.perf_counter() - start, 2),
+        "groups": len(groups),
+        "units": sum(group.size for group in groups.values()),
+        "pinned": {one.name: list(one.reasons) for one in coupling.pinned},
+    }
+    parameters = pytree.tree_leaves(list(model.parameters()))
+    if any(parameter.device.type == "meta" for parameter in parameters):
+        return row
+    exact = all(parameter.dtype == torch.float64 for parameter in parameters)
+    limit = 1e-9 if exact else max(1e-5, ROUNDINGS * max(Oracle(model).noise))
+    every = list(removals(coupling))
+    chosen = every if tries is None else random.Random(0).sample(every, min(tries, len(every)))
+    errors, refused, wrong = [], [], []
+    inputs = sample_inputs(model)
+    for label, classes in chosen:
+        try:
+            error = error_of(coupling, classes, inputs)
+        except Conflict as conflict:
+            refused.append(f"{label}: {conflict.what}")
+            continue
+        errors.append(error)
+        if error > limit:
+            wrong.append(f"{label}: {error:.1e}")
+    return row | {
+        "removals": len(chosen),
+        "of": len(every),
+        "worst_error": max(errors, default=0.0),
+        "limit": limit,
+        "refused": refused,
+        "wrong": wrong,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NET", help=", ".join(MODELS))
+    parser.add_argument("--tries", type=int, help="removals of each net, all by default")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    found = json.loads(options.out.read_text())["nets"] if options.out.exists() else {}
+    for name in options.names or MODELS:
+        found[name] = measure(name, options.tries)
+        print(name, {key: value for key, value in found[name].items() if key != "pinned"}, flush=True)
+        whole = {"machine": machine(), "versions": versions(), "commit": commit(), "nets": found}
+        options.out.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
