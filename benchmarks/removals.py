@@ -41,27 +41,6 @@ RANDOM = (
     "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "mnasnet0_5", "efficientnet_b0", "regnet_y_400mf",
     "convnext_tiny", "googlenet", "vit_b_16", "swin_t", "swin_v2_t", "maxvit_t",
 )  # fmt: skip
-    "alexnet",
-    "vgg11_bn",
-    "resnet18",
-    "resnet50",
-    "resnext50_32x4d",
-    "wide_resnet50_2",
-    "densenet121",
-    "squeezenet1_1",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "shufflenet_v2_x1_0",
-    "mnasnet0_5",
-    "efficientnet_b0",
-    "regnet_y_400mf",
-    "convnext_tiny",
-    "googlenet",
-    "vit_b_16",
-    "swin_t",
-    "swin_v2_t",
-    "maxvit_t",
-]
 PUBLISHED = ("minilm_128", "ppocr_rec_320", "ppocr_det_640", "efficientnet_lite0")
 ROUNDINGS = 8
 
