@@ -7,17 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from graphopt.analysis.cost import cost
 from graphopt.analysis.coupling import Coupling, Group
 from graphopt.analysis.removal import Conflict
-from graphopt.analysis.widths import Measure, Widths
-from graphopt.export import example_sizes
-from graphopt.model import Model
+from graphopt.passes._budget import Budget
 from graphopt.passes._cutting import cut_copy
 from graphopt.passes._importance import Importance
 from graphopt.solve import BudgetError, Choice, solve
 
-__all__ = ["Plan", "Width", "amount", "classes_of"]
+__all__ = ["Plan", "Width", "classes_of"]
 
 _LADDER = 16
 """How many widths of a group are looked at, beside its own."""
@@ -43,36 +40,46 @@ class Plan:
     def __init__(
         self,
         coupling: Coupling,
-        kind: Measure,
+        budget: Budget,
         importance: Importance,
         groups: Sequence[Group],
         *,
         most: float,
-        step: int,
+        step: int | None,
     ) -> None:
-        self.coupling, self.kind, self.most, self.step = coupling, kind, most, step
+        budget.start(coupling)
+        self.coupling, self.budget, self.most = coupling, budget, most
+        self.step = budget.step if step is None else step
         self.refused: dict[str, str] = {}
-        self.widths = Widths(coupling, kind)
-        self.before = amount(coupling.model, kind)
         self.ladders = [self._ladder(group, importance) for group in groups]
 
-    def to(self, part: float) -> list[Width]:
-        """Widths at which no more than `part` of the cost is left.
+    def widths(self) -> list[Width]:
+        """Widths at which no more is left than the budget allows.
 
         Raises:
             BudgetError: when there are none.
         """
-        wanted = part * self.before
-        aim = part * self.widths.total
+        wanted = self.budget.part * self.budget.before
+        aim = self.budget.part * self.budget.widths.total
+        best: tuple[float, list[Width]] | None = None
+        smallest = self.budget.before
         for _ in range(_ROUNDS):
             chosen = self._solved(aim)
             reached = self._reached(chosen)
             if reached is None:
                 continue
-            if reached <= wanted:
-                return chosen
-            aim -= (reached - wanted) * self.widths.total / self.before * 1.05
-        raise self._unreachable(part)
+            smallest = min(smallest, reached)
+            if reached <= wanted and (best is None or reached > best[0]):
+                best = reached, chosen
+            if best is not None and best[0] >= self.budget.enough * wanted:
+                break
+            if reached > wanted and classes_of(chosen) == classes_of(self._without_gaps(self._narrowest())):
+                break
+            aim *= wanted / reached * (0.995 if reached > wanted else 1.0)
+        if best is None:
+            raise self._unreachable(smallest / self.budget.before)
+        self.achieved = best[0] / self.budget.before
+        return best[1]
 
     def _ladder(self, group: Group, importance: Importance) -> list[tuple[Width, float]]:
         """Widths of a group with what each loses, for all its families."""
@@ -89,7 +96,8 @@ class Plan:
 
     def _counts(self, size: int) -> list[int]:
         """How many units to remove: none, and then in even steps as far as the options allow."""
-        step, most = self.step, min(size - 1, int(self.most * size))
+        step = self.step if size >= 2 * self.step else 1
+        most = min(size - 1, int(self.most * size))
         kept = {_multiple(size * (1 - i / _LADDER), step) for i in range(1, _LADDER)} | {_multiple(size - most, step)}
         return [0, *sorted({size - width for width in kept if 0 < size - width <= most})]
 
@@ -99,7 +107,7 @@ class Plan:
         chosen: list[Width] = []
         for _ in range(_ROUNDS):
             offered = [self._choices(ladder, removed) for ladder in self.ladders]
-            fixed = self.widths.total - sum(max(choice.cost for choice in choices) for choices in offered)
+            fixed = self.budget.widths.total - sum(max(choice.cost for choice in choices) for choices in offered)
             try:
                 solution = solve([choice for choices in offered for choice in choices], aim - fixed)
                 chosen = [choice.option for choice in solution]
@@ -132,7 +140,7 @@ class Plan:
 
     def _choices(self, ladder: list[tuple[Width, float]], removed: Sequence[int]) -> list[Choice]:
         group = ladder[0][0].group
-        saved = [self.widths.savings(family, removed) for family in group.families]
+        saved = [self.budget.widths.savings(family, removed) for family in group.families]
         amounts = [float(saved[width.family][list(width.units)].sum()) for width, _ in ladder]
         return [
             Choice(group.name, width, loss, max(amounts) - amount)
@@ -146,7 +154,7 @@ class Plan:
         """The cost of the model with these widths, cut for the purpose; None where some group cannot be cut like that,
         which is then left out of the ladders."""
         try:
-            return amount(cut_copy(self.coupling, classes_of(widths)), self.kind)
+            return self.budget.reached(cut_copy(self.coupling, classes_of(widths)))
         except Conflict as conflict:
             alone = {width.group.name: why for width in widths if (why := self._conflict(width)) is not None}
             if not alone:
@@ -164,10 +172,9 @@ class Plan:
             return f"{conflict.what}, at {conflict.where}"
         return None
 
-    def _unreachable(self, part: float) -> BudgetError:
-        smallest = self.widths.cost(classes_of(self._narrowest())) / self.widths.total
+    def _unreachable(self, smallest: float) -> BudgetError:
         return BudgetError(
-            f"{self.kind}={part:g} cannot be met: about {smallest:.2f} is the smallest that is reachable",
+            f"{self.budget.name}={self.budget.part:g} cannot be met: {smallest:.2g} is the smallest that was reached",
             why=f"at most {self.most:g} of a group may go, and what is pinned stays",
             todo="ask for less, or raise `most`; `graphopt groups` shows what can be removed",
         )
@@ -176,15 +183,6 @@ class Plan:
 def _multiple(width: float, step: int) -> int:
     """The multiple of a step that is nearest to a width, at least one."""
     return max(step, round(width / step) * step)
-
-
-def amount(model: Model, kind: Measure) -> float:
-    """What a model costs, at the sizes of the example where some are free."""
-    counted = cost(model)
-    if counted.names:
-        sizes = example_sizes(model)
-        counted = counted.at(**{name: sizes[name] for name in counted.names})
-    return float(counted.macs if kind == "macs" else counted.parameters)
 
 
 def classes_of(widths: Sequence[Width]) -> list[int]:

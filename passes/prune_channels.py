@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from graphopt.analysis.coupling import Coupling, Group, couple
-from graphopt.analysis.widths import Measure
 from graphopt.errors import UsageError
+from graphopt.measure import Stopwatch
+from graphopt.passes._budget import Budget, Latency, Macs, Params
 from graphopt.passes._cutting import cut_and_prove
 from graphopt.passes._importance import MEASURES, measure
-from graphopt.passes._plan import Plan, Width, amount, classes_of
+from graphopt.passes._plan import Plan, Width, classes_of
 from graphopt.printer import module_path
 from graphopt.rewriter import Rewriter
+from graphopt.target import Target
 from graphopt.transform import Contract, Pass
 
 __all__ = ["PruneChannels"]
@@ -37,9 +39,10 @@ class PruneChannels(Pass):
         residual sums, concatenations, splits, shuffles, heads, windows, norms, gates, grouped and transposed
         convolutions, embeddings. Inputs, outputs, and what an unknown operator or an index that depends on data
         touches, stay; each is reported with the reason.
-        Options: `macs` or `params`, the part of them to keep, one of the two; `importance`, the measure (`taylor` with
-        calibration data and `magnitude` without, by default); `only` and `leave`, names of groups; `most`, the largest
-        part of a group that may go; `step`, of which the widths that stay are multiples; `refit`; `seed`.
+        Options: `macs`, `params` or `latency`, the part of it to keep, one of the three; for a latency the `target` and
+        the number of `threads`; `importance`, the measure (`taylor` with calibration data and `magnitude` without, by
+        default); `only` and `leave`, names of groups; `most`, the largest part of a group that may go; `step`, of which
+        the widths that stay are multiples (for a latency as many as a vector holds, else 1); `refit`; `seed`.
 
     Safety:
         Lossy. Proven on the spot: the cut model computes what the original does when nobody reads the removed
@@ -48,7 +51,8 @@ class PruneChannels(Pass):
 
     Cost:
         Seconds: a walk over the graph, a few runs of the model, an integer program. Moments of refitted layers take
-        in x in numbers each.
+        in x in numbers each. A latency needs compilations: of every layer that was never measured on such a target, and
+        of the model for every plan that is tried.
 
     Source:
         Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023; Shen et al., Structural Pruning via
@@ -69,49 +73,57 @@ class PruneChannels(Pass):
 
     macs: float | None = None
     params: float | None = None
+    latency: float | None = None
+    target: str = "cpu"
+    threads: int | None = None
     importance: Literal["taylor", "activation", "magnitude", "l1", "bn-scale", "median", "random"] | None = None
     only: tuple[str, ...] = ()
     leave: tuple[str, ...] = ()
     most: float = 0.9
-    step: int = 1
+    step: int | None = None
     refit: bool | None = None
     seed: int = 0
 
     def run(self, rw: Rewriter) -> None:
-        kind, part = self._budget()
+        budget = self._budget(rw)
         importance = self._importance(rw)
         coupling = couple(rw.model)
         groups = self._groups(coupling)
         _report_pinned(rw, coupling)
-        measured = measure(importance, coupling, rw.calib, self.seed)
-        plan = Plan(coupling, kind, measured, groups, most=self.most, step=self.step)
-        widths = [width for width in plan.to(part) if width.units]
+        plan = Plan(
+            coupling,
+            budget,
+            measure(importance, coupling, rw.calib, self.seed),
+            groups,
+            most=self.most,
+            step=self.step,
+        )
+        widths = [width for width in plan.widths() if width.units]
         _report_refused(rw, coupling, plan)
         if widths:
             why = f"{sum(len(width.units) for width in widths)} units of {len(widths)} groups go"
             cut_and_prove(rw, coupling, classes_of(widths), why, refit=self._refits(rw))
         rw.findings |= {
-            "budget": {kind: part},
-            "achieved": {kind: amount(rw.model, kind) / plan.before},
+            "budget": {budget.name: budget.part},
+            "achieved": {budget.name: plan.achieved},
             "importance": importance,
             "groups": [_row(width) for width in widths],
         }
 
-    def _budget(self) -> tuple[Measure, float]:
-        given: list[tuple[Measure, float]] = []
-        if self.macs is not None:
-            given.append(("macs", self.macs))
-        if self.params is not None:
-            given.append(("params", self.params))
+    def _budget(self, rw: Rewriter) -> Budget:
+        given = {name: part for name in ("macs", "params", "latency") if (part := getattr(self, name)) is not None}
         if len(given) != 1:
-            raise UsageError("it needs one budget", todo="give macs=0.5 or params=0.5, the part to keep")
-        kind, part = given[0]
-        for name, value in ((kind, part), ("most", self.most)):
+            raise UsageError("it needs one budget", todo="give macs=0.5, params=0.5 or latency=0.5, the part to keep")
+        ((name, part),) = given.items()
+        for option, value in ((name, part), ("most", self.most)):
             if not 0 < value < 1:
-                raise UsageError(f"{name} is {value:g}, it has to be between 0 and 1")
-        if self.step < 1:
+                raise UsageError(f"{option} is {value:g}, it has to be between 0 and 1")
+        if self.step is not None and self.step < 1:
             raise UsageError(f"step is {self.step}, it has to be at least 1")
-        return kind, part
+        if name == "latency":
+            watch = Stopwatch(Target.parse(self.target), self.threads)
+            return Latency(part, watch, rw.calib[0] if rw.calib else ())
+        return Macs(part) if name == "macs" else Params(part)
 
     def _importance(self, rw: Rewriter) -> str:
         name = self.importance or ("taylor" if rw.calib else "magnitude")

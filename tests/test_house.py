@@ -30,7 +30,7 @@ LAYERS = [
     {"export", "verify"},
     {"sample", "graph_json", "analysis", "transform", "solve"},
     {"archive", "rewriter", "check", "registry", "backend"},
-    {"match", "instruments", "repro", "surgery"},
+    {"match", "instruments", "repro", "surgery", "measure"},
     {"pipeline"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
+import typer
 
-from graphopt.tools.console import counted, data, emit_json, show_table, working
-from graphopt.tools.sources import AsJson, Source, read_model
+from graphopt.files import write_whole
+from graphopt.tools.console import counted, data, emit_json, say, show_table, working
+from graphopt.tools.sources import AsJson, Source, check_output, read_model
 
 if TYPE_CHECKING:
     from graphopt.analysis.coupling import Coupling, Group, Member
@@ -15,18 +17,32 @@ if TYPE_CHECKING:
 __all__ = ["groups"]
 
 
-def groups(source: Source, as_json: AsJson = False) -> None:
+def groups(
+    source: Source,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page with the graph, in which a group lights up.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the groups of channels, heads and features that can be removed, and what stays and why.
 
     A group has one family of units, or several where an axis is split: whole heads, or a feature of every head.
     `prune-channels{only=...}` takes the names.
     """
+    if html is not None:
+        check_output(html, ours=None)
     model = read_model(source)
     with working("following every axis"):
         from graphopt.analysis.coupling import couple
 
         coupling = couple(model)
         found = coupling.groups
+    if html is not None:
+        from graphopt.tools._group_page import group_page
+
+        with write_whole(html) as path:
+            path.write_text(group_page(source, coupling), encoding="utf-8")
+        say(f"wrote {html}")
     if as_json:
         emit_json(
             {"input": source, "groups": [_to_json(group) for group in found.values()], "pinned": _pinned(coupling)}
@@ -64,7 +80,7 @@ def _to_json(group: Group) -> dict[str, Any]:
 
 def _member(member: Member) -> dict[str, Any]:
     """`positions` is how many of the axis can go, of how many."""
-    positions = max(int(np.count_nonzero(unit >= 0)) for unit in member.unit)
+    positions = max(int((unit >= 0).sum()) for unit in member.unit)
     return {
         "tensor": member.name,
         "axis": member.slot.axis,

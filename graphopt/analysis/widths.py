@@ -1,29 +1,29 @@
-"""How the cost of a model follows from what is removed: multiply-accumulates and parameters as products of widths."""
+"""How the cost of a model follows from what is removed: amounts of layers, and parameters, as products of widths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.fx import Node
 
 from graphopt.analysis.cost import cost
+from graphopt.export import example_sizes
 from graphopt.ops import Contracted, Product, argument, lookup, operands
 from graphopt.params import ParamKind
 
 if TYPE_CHECKING:
     from graphopt.analysis.coupling import Coupling, Family
+    from graphopt.model import Model
 
-__all__ = ["Measure", "Widths"]
-
-Measure = Literal["macs", "params"]
+__all__ = ["Term", "Widths", "layer_macs"]
 
 
 @dataclass(frozen=True)
-class _Term:
+class Term:
     """An amount that shrinks with the part of the positions that is left along each of some axes."""
 
     amount: float
@@ -37,10 +37,19 @@ class Widths:
     depends on what else is removed; `savings` shares what is saved twice: 1 - a b = (1-a)(1+b)/2 + (1-b)(1+a)/2.
     """
 
-    def __init__(self, coupling: Coupling, measure: Measure) -> None:
+    def __init__(self, coupling: Coupling, terms: Iterable[Term]) -> None:
         self.coupling = coupling
-        self._terms = list(self._of_macs() if measure == "macs" else self._of_params())
+        self._terms = list(terms)
         self.total = sum(term.amount for term in self._terms)
+
+    @classmethod
+    def of_layers(cls, coupling: Coupling, amounts: Mapping[Node, float]) -> Widths:
+        """Of what is counted or measured for each layer, such as `layer_macs`."""
+        return cls(coupling, _layer_terms(coupling, amounts))
+
+    @classmethod
+    def of_params(cls, coupling: Coupling) -> Widths:
+        return cls(coupling, _parameter_terms(coupling))
 
     def cost(self, removed: Iterable[int]) -> float:
         """What is left of the total when classes are removed."""
@@ -70,34 +79,39 @@ class Widths:
         gone[-1] = False
         return gone
 
-    def _of_macs(self) -> Iterator[_Term]:
-        model, trace = self.coupling.model, self.coupling.trace
-        sizes = cost(model)
-        counted = sizes.at(**{name: _example(model, name) for name in sizes.names}) if sizes.names else sizes
-        macs = {node.name: node.macs for node in counted.nodes}
-        slots: dict[Node, list[np.ndarray]] = {}
-        for slot in trace.slots:
-            # A bias does not multiply; of a grouped layer the wide axis of the weight counts groups already.
-            if slot.labels.dim() == 1 and slot.tensor.meta["val"].dim() > 1 and _is_layer(slot.user):
-                slots.setdefault(slot.user, []).append(self.coupling.of(slot.labels).numpy().ravel())
-        for node in model.graph.nodes:
-            amount = macs.get(node.name)
-            if not amount:
-                continue
-            axes = slots.get(node) or [self.coupling.of(trace.of(used)).numpy().ravel() for used in _operands(node)[:1]]
-            yield _Term(float(amount), tuple(axes))
 
-    def _of_params(self) -> Iterator[_Term]:
-        model = self.coupling.model
-        axes: dict[int, dict[int, np.ndarray]] = {}
-        for slot, classes in self.coupling.slot_classes:
-            tensor = model.params[str(slot.tensor.target)]
-            axes.setdefault(id(tensor), {}).setdefault(slot.axis, classes.ravel())
-        seen: set[int] = set()
-        for entry in model.params.entries():
-            if entry.kind is ParamKind.PARAMETER and id(entry.tensor) not in seen and entry.name not in model.kept:
-                seen.add(id(entry.tensor))
-                yield _Term(float(entry.tensor.numel()), tuple(axes.get(id(entry.tensor), {}).values()))
+def layer_macs(model: Model) -> dict[Node, float]:
+    """Multiply-accumulates of every call that has any, at the sizes of the example."""
+    counted = cost(model)
+    if counted.names:
+        sizes = example_sizes(model)
+        counted = counted.at(**{name: sizes[name] for name in counted.names})
+    macs = {row.name: row.macs for row in counted.nodes}
+    return {node: float(number) for node in model.graph.nodes if (number := macs.get(node.name))}
+
+
+def _layer_terms(coupling: Coupling, amounts: Mapping[Node, float]) -> Iterator[Term]:
+    slots: dict[Node, list[np.ndarray]] = {}
+    for slot in coupling.trace.slots:
+        # A bias does not multiply; of a grouped layer the wide axis of the weight counts groups already.
+        if slot.labels.dim() == 1 and slot.tensor.meta["val"].dim() > 1 and _is_layer(slot.user):
+            slots.setdefault(slot.user, []).append(coupling.of(slot.labels).numpy().ravel())
+    for node, amount in amounts.items():
+        first = [coupling.of(coupling.trace.of(used)).numpy().ravel() for used in _operands(node)[:1]]
+        yield Term(amount, tuple(slots.get(node) or first))
+
+
+def _parameter_terms(coupling: Coupling) -> Iterator[Term]:
+    model = coupling.model
+    axes: dict[int, dict[int, np.ndarray]] = {}
+    for slot, classes in coupling.slot_classes:
+        tensor = model.params[str(slot.tensor.target)]
+        axes.setdefault(id(tensor), {}).setdefault(slot.axis, classes.ravel())
+    seen: set[int] = set()
+    for entry in model.params.entries():
+        if entry.kind is ParamKind.PARAMETER and id(entry.tensor) not in seen and entry.name not in model.kept:
+            seen.add(id(entry.tensor))
+            yield Term(float(entry.tensor.numel()), tuple(axes.get(id(entry.tensor), {}).values()))
 
 
 def _is_layer(node: Node) -> bool:
@@ -113,9 +127,3 @@ def _operands(node: Node) -> list[Node]:
     if info is not None and isinstance(info.axes, Contracted):
         return [argument(node, info.axes.input)]
     return []
-
-
-def _example(model: object, name: str) -> int:
-    from graphopt.export import example_sizes
-
-    return int(example_sizes(model)[name])  # type: ignore[arg-type]  # a model

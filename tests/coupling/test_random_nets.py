@@ -16,7 +16,7 @@ from tests.coupling.removing import choices, worst_error
 from tests.random_nets import Net
 from tests.strategies import nets
 
-EXAMPLES = 60
+EXAMPLES = 40
 
 
 def test_every_removal_is_right_or_refused() -> None:

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 import graphopt as go
 from graphopt import surgery
 from graphopt.analysis.coupling import couple
+from graphopt.analysis.widths import layer_macs
 from graphopt.errors import GraphoptError
+from graphopt.measure import LatencyTable, Stopwatch
 from graphopt.passes._importance import MEASURES, measure
 from graphopt.rewriter import Rewriter
 from graphopt.solve import BudgetError
+from graphopt.target import Target
 from tests.compare import relative_error
 from tests.coupling import nets
 
@@ -102,6 +105,46 @@ def test_what_is_asked_for_and_what_is_left() -> None:
     assert [miss.reason for miss in only.misses] == ["its 5 positions stay: 'linear' in head is an output"]
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Time that is a number of multiply-accumulates, with a fifth that no width changes: what was asked of it."""
+    asked: list[float] = []
+    macs = {}
+
+    def build(watch: Stopwatch, model: go.Model) -> go.Model:
+        return model
+
+    def ratio(watch: Stopwatch, model: go.Model, other: go.Model, inputs: object) -> float:
+        for one in (model, other):
+            macs[id(one)] = sum(layer_macs(one).values())
+        asked.append(0.2 + 0.8 * macs[id(model)] / macs[id(other)])
+        return asked[-1]
+
+    monkeypatch.setattr(Stopwatch, "build", build)
+    monkeypatch.setattr(Stopwatch, "ratio", ratio)
+    monkeypatch.setattr(LatencyTable, "seconds", lambda table, node: 1.0)
+    return asked
+
+
+@pytest.mark.parametrize("part", [0.5, 0.7])
+def test_a_latency_is_met_on_what_is_measured(clock: list[float], part: float) -> None:
+    """The plan knows one second for each layer; the clock knows better."""
+    _, (report,) = go.run(chain(), f"prune-channels{{latency={part},step=1}}")
+    achieved = report.findings["achieved"]["latency"]
+    assert achieved in clock and achieved <= part and len(clock) <= 8
+    assert achieved > 0.8 * part
+
+
+def test_a_latency_that_cannot_be_met_says_what_was_measured(clock: list[float]) -> None:
+    message = failure(chain(), "prune-channels{latency=0.15,step=1}")
+    assert "latency=0.15 cannot be met" in message and f"{min(clock):.2g} is the smallest" in message
+
+
+def test_a_latency_on_another_machine_is_refused() -> None:
+    other = "cortex-a72" if Target.parse("cpu").kind != "arm64" else "x86-64-v3"
+    assert "cannot be measured here" in failure(chain(), f"prune-channels{{latency=0.5,target={other}}}")
+
+
 def test_masks_and_ties_are_cut_too() -> None:
     net, args, _ = nets.build("tied")
     model = go.capture(net, args)
@@ -166,7 +209,7 @@ def test_train_mode_is_pruned_in_eval_mode_and_stays() -> None:
         ("macs=0", "macs is 0, it has to be between 0 and 1"),
         ("macs=0.5,most=1.2", "most is 1.2"),
         ("macs=0.5,step=0", "step is 0"),
-        ("macs=0.01", "macs=0.01 cannot be met: about 0."),
+        ("macs=0.01", "macs=0.01 cannot be met: 0.0"),
         ("macs=0.5,only=stam", "there is no group 'stam'"),
         ("macs=0.5,importance=taylor", "'taylor' needs calibration data"),
         ("macs=0.5,refit=true", "refit needs calibration data"),

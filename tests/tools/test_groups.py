@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tests.tools.command import NETS, graphopt, output
+import json
+import re
+from pathlib import Path
+
+from tests.tools.command import NETS, graphopt, output, refused
 
 
 def test_tables_name_groups_and_reasons() -> None:
@@ -24,12 +28,31 @@ def test_json_lists_every_axis_that_is_cut() -> None:
     assert found["pinned"] == [{"name": "6", "size": 10, "reasons": ["'linear' in 6 is an output"]}]
 
 
+def test_the_page_lights_up_what_a_group_is_made_of(tmp_path: Path) -> None:
+    page = tmp_path / "groups.html"
+    result = graphopt("groups", f"{NETS}:small", "--html", page)
+    assert result.exit_code == 0 and "groups.html" in result.stderr
+    text = page.read_text()
+    rows = re.findall(r'<g id="r(\d+)">.*?<text [^>]*>(\w+)', text)
+    assert [name for _, name in rows][:2] == ["conv2d", "batch_norm"]
+    data = json.loads(re.search(r"const data = (.*);", text).group(1))
+    (group,) = data["groups"]
+    lit = [name for number, name in rows if int(number) in group["rows"]]
+    assert lit == ["conv2d", "batch_norm", "relu", "relu", "dropout", "flatten", "linear"]
+    assert data["stays"][0]["name"] == "6"
+    assert "http" not in text
+
+
+def test_the_page_is_not_written_over_a_folder(tmp_path: Path) -> None:
+    refused(graphopt("groups", f"{NETS}:small", "--html", tmp_path), 2, "is a folder")
+
+
 def test_an_unknown_operator_is_named() -> None:
     result = graphopt("groups", f"{NETS}:unknown")
     assert result.exit_code == 0 and "0 groups" in result.stdout
 
 
-def test_opt_prunes_and_reports(tmp_path: object) -> None:
+def test_opt_prunes_and_reports(tmp_path: Path) -> None:
     found = output("opt", f"{NETS}:small", "-p", "prune-channels{params=0.5}", "-o", f"{tmp_path}/small.gopt")
     (report,) = found["reports"]
     assert report["findings"]["achieved"]["params"] <= 0.5

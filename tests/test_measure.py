@@ -1,0 +1,85 @@
+"""Measured layers: what their time depends on, that it is remembered, and what cannot be measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import graphopt as go
+from graphopt.errors import UsageError
+from graphopt.measure import LatencyTable, Stopwatch, cache_folder, runs_here
+from graphopt.target import Target
+
+CPU = Target.parse("cpu")
+
+
+def layers(width: int = 8) -> list[object]:
+    net = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(width * 36, 4)).eval()
+    model = go.capture(net, (torch.randn(2, 3, 8, 8),), dynamic={0: {0: "batch"}})
+    return [node for node in model.graph.nodes if str(node.target) in ("aten.conv2d.default", "aten.linear.default")]
+
+
+def test_a_layer_is_measured_once(tmp_path: Path) -> None:
+    watch = Stopwatch(CPU, 1, "reference")
+    table = LatencyTable(watch, tmp_path)
+    first = [table.seconds(node) for node in layers()]
+    assert all(0 < seconds < 10 for seconds in first) and table.measured == 2
+    again = LatencyTable(watch, tmp_path)
+    assert [again.seconds(node) for node in layers()] == first and again.measured == 0
+    again.seconds(layers(9)[0])
+    assert again.measured == 1
+
+
+def test_compiled_layers_are_measured(tmp_path: Path) -> None:
+    table = LatencyTable(Stopwatch(CPU, 1), tmp_path)
+    assert all(0 < table.seconds(node) < 10 for node in layers())
+
+
+def test_what_a_time_depends_on(tmp_path: Path) -> None:
+    conv = layers()[0]
+
+    def key(node: object = conv, **changes: object) -> str:
+        watch = Stopwatch(**{"target": CPU, "threads": 1, "backend": "reference"} | changes)  # type: ignore[arg-type]
+        return LatencyTable(watch, tmp_path).key(node)  # type: ignore[arg-type]
+
+    others = [
+        key(layers(9)[0]),
+        key(layers()[1]),
+        key(threads=2),
+        key(backend="tvm"),
+        key(target=dataclasses.replace(CPU, l2=CPU.l2 * 2)),
+    ]
+    assert len({key(), *others}) == 6
+    assert key(layers()[0]) == key()
+
+
+def test_another_machines_code_is_not_measured() -> None:
+    arm = Target.parse("cortex-a72") if CPU.kind != "arm64" else Target.parse("x86-64-v3")
+    assert runs_here(CPU) and not runs_here(arm)
+    with pytest.raises(UsageError, match="cannot be measured here"):
+        Stopwatch(arm)
+
+
+def test_where_measurements_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GRAPHOPT_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("GRAPHOPT_CACHE")
+    assert cache_folder().name == "graphopt"
+
+
+def test_two_models_take_turns() -> None:
+    slow, fast = (go.capture(nn.Linear(size, size).eval(), (torch.randn(64, size),)) for size in (256, 16))
+    watch = Stopwatch(CPU, 1, "reference")
+    wide, narrow = watch.build(slow), watch.build(fast)
+
+    class Narrow:
+        def run(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+            return narrow.run([tensors[0][:, :16].contiguous()])
+
+    inputs = [torch.randn(64, 256)]
+    assert watch.ratio(wide, wide, inputs) < 50
+    assert watch.ratio(Narrow(), wide, inputs) > 0  # type: ignore[arg-type]
