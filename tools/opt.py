@@ -10,7 +10,7 @@ import typer
 
 from graphopt.errors import UsageError
 from graphopt.frontends import FORMATS
-from graphopt.tools.console import counted, emit_json, say, show_table, size_text, working
+from graphopt.tools.console import counted, data, emit_json, say, show_table, size_text, working
 from graphopt.tools.sources import AsJson, PipelineText, Source, check_output, read_model
 
 if TYPE_CHECKING:
@@ -109,7 +109,24 @@ def _show(model: Model, result: Model, reports: list[Report]) -> None:
 
     numbers = ("runs", "edits", "misses", "ms", "error")
     show_table(("pass", *numbers), [_row(summary) for summary in summarize(reports)], right=numbers)
+    for report in reports:
+        _show_findings(report)
     show_table(("", "before", "after"), _costs(cost(model), cost(result)), right=("before", "after"))
+
+
+def _show_findings(report: Report) -> None:
+    """What a pass reports besides: lists of rows as tables, the rest as lines."""
+    for name, value in report.findings.items():
+        if isinstance(value, list):
+            rows = [list(row.values()) for row in value]
+            show_table([name, *list(value[0])[1:]] if value else [name], rows, title=report.name)
+        else:
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            data(f"{report.name}: {name} {', '.join(f'{key} {_short(part)}'.strip() for key, part in parts)}")
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _row(summary: PassSummary) -> tuple[object, ...]:

@@ -58,3 +58,11 @@ def test_opt_prunes_and_reports(tmp_path: Path) -> None:
     assert report["findings"]["achieved"]["params"] <= 0.5
     assert found["cost_after"]["parameters"] <= 0.5 * found["cost_before"]["parameters"]
     assert report["findings"]["groups"][0]["group"] == "0"
+
+
+def test_opt_shows_what_was_reached(tmp_path: Path) -> None:
+    result = graphopt("opt", f"{NETS}:small", "-p", "prune-channels{params=0.5}", "-o", f"{tmp_path}/small.gopt")
+    assert result.exit_code == 0
+    assert "prune-channels: budget params 0.5" in result.stdout
+    assert "prune-channels: importance magnitude" in result.stdout
+    assert ["0", "8", "3"] in [line.split() for line in result.stdout.splitlines()]
