@@ -417,3 +417,12 @@ def test_conditions_reach_files_and_nested_inputs(tmp_path: Path) -> None:
         assert each({"x": torch.randn(2, 2)}, torch.randn(6, 2)).shape == (2, 2)
         with pytest.raises(InputError, match="captured for sizes with"):
             each({"x": torch.randn(2, 2)}, torch.randn(2, 2))
+
+
+def test_weights_without_data_are_no_ties_of_each_other() -> None:
+    """On the meta device every address is zero; only what is one tensor in the module is tied."""
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+        net[2].weight = net[0].weight
+    model = go.capture(net, (torch.zeros(1, 4, device="meta"),))
+    assert model.params.ties() == [frozenset({"0.weight", "2.weight"})]
