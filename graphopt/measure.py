@@ -138,8 +138,15 @@ class LatencyTable:
             file.execute("INSERT OR REPLACE INTO latency VALUES (?, ?)", (key, seconds))
 
     def _open(self) -> sqlite3.Connection:
-        file = sqlite3.connect(self.path, timeout=30)
-        file.execute("CREATE TABLE IF NOT EXISTS latency (key TEXT PRIMARY KEY, seconds REAL NOT NULL)")
+        try:
+            file = sqlite3.connect(self.path, timeout=30)
+            file.execute("CREATE TABLE IF NOT EXISTS latency (key TEXT PRIMARY KEY, seconds REAL NOT NULL)")
+        except sqlite3.Error as error:
+            raise UsageError(
+                f"the file of measured latencies '{self.path}' cannot be used",
+                why=str(error),
+                todo="delete it, or name another folder in GRAPHOPT_CACHE",
+            ) from error
         return file
 
 

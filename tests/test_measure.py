@@ -39,6 +39,12 @@ def test_compiled_layers_are_measured(tmp_path: Path) -> None:
     assert all(0 < table.seconds(node) < 10 for node in layers())
 
 
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latency.sqlite").write_text("this is no database, and long enough to be looked at " * 40)
+    with pytest.raises(UsageError, match=r"latency.sqlite' cannot be used"):
+        LatencyTable(Stopwatch(CPU, 1, "reference"), tmp_path).seconds(layers()[0])  # type: ignore[arg-type]
+
+
 def test_what_a_time_depends_on(tmp_path: Path) -> None:
     conv = layers()[0]
 

@@ -97,8 +97,8 @@ def _layer_terms(coupling: Coupling, amounts: Mapping[Node, float]) -> Iterator[
         if slot.labels.dim() == 1 and slot.tensor.meta["val"].dim() > 1 and _is_layer(slot.user):
             slots.setdefault(slot.user, []).append(coupling.of(slot.labels).numpy().ravel())
     for node, amount in amounts.items():
-        first = [coupling.of(coupling.trace.of(used)).numpy().ravel() for used in _operands(node)[:1]]
-        yield Term(amount, tuple(slots.get(node) or first))
+        read = [coupling.trace.of(used) for used in _operands(node)[:1]] if node not in slots else []
+        yield Term(amount, tuple(slots.get(node) or [coupling.of(labels).numpy().ravel() for labels in read]))
 
 
 def _parameter_terms(coupling: Coupling) -> Iterator[Term]:
@@ -120,10 +120,11 @@ def _is_layer(node: Node) -> bool:
 
 
 def _operands(node: Node) -> list[Node]:
-    """What a product of activations multiplies, the first of which stands for all."""
+    """The activations that a product multiplies, the first of which stands for all; a stored tensor has no labels."""
     info = lookup(node.target)
+    found: list[Node] = []
     if info is not None and isinstance(info.axes, Product):
-        return list(operands(node))
-    if info is not None and isinstance(info.axes, Contracted):
-        return [argument(node, info.axes.input)]
-    return []
+        found = list(operands(node))
+    elif info is not None and isinstance(info.axes, Contracted):
+        found = [argument(node, info.axes.input)]
+    return [used for used in found if used.op != "get_attr"]

@@ -55,6 +55,17 @@ class EinsumWeight(nn.Module):
         return self.last(F.silu(torch.einsum("nk,kj->nj", F.silu(self.first(x)), self.w)))
 
 
+class WeightFirst(nn.Module):
+    """Products whose first operand is the stored one, once as an equation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("oi,ni->no", self.b, torch.tanh(self.a @ x.t()).t())
+
+
 class TiedHead(nn.Module):
     """The head's weight is the embedding's."""
 
@@ -324,6 +335,7 @@ NETS: dict[str, Made] = {
     "sorted": (lambda: Between(lambda x: x.sort(1).values), image, 0),
     "bare_weight": (BareWeight, image, 3),
     "einsum": (EinsumWeight, lambda: (torch.randn(2, 6),), 8),
+    "weight_first": (WeightFirst, lambda: (torch.randn(2, 6),), 8),
     "tied": (TiedHead, ids, 12),
     "residual": (Residual, image, 8),
     "flattened": (Flattened, image, 6),

@@ -52,7 +52,19 @@ def test_a_budget_is_met_and_not_by_far(kind: str, part: float) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["shuffle", "stack", "attention", "fused", "grouped_queries", "bias_table", "c2f", "unet", "experts", "grouped"],
+    [
+        "shuffle",
+        "stack",
+        "attention",
+        "fused",
+        "grouped_queries",
+        "bias_table",
+        "c2f",
+        "unet",
+        "experts",
+        "grouped",
+        "weight_first",
+    ],
 )
 def test_half_of_it_still_runs_trains_compiles_and_is_written(name: str, tmp_path: Path) -> None:
     net, args, _ = nets.build(name)
