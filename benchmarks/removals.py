@@ -84,18 +84,22 @@ MODELS: dict[str, Callable[[], Model]] = {
 
 
 def removals(coupling: Coupling) -> Iterator[tuple[str, list[int]]]:
+    """For every family of every group: its first unit, and a random half of its units, as classes."""
     generator = torch.Generator().manual_seed(0)
     for group in coupling.groups.values():
         for index, family in enumerate(group.families):
             order = torch.randperm(len(family), generator=generator).tolist()
             for picked in ([0], order[: len(family) // 2]):
-                yield f"{group.name} {index}", [c for unit in picked for c in family[unit]]
+                yield f"{group.name}, family {index}, {len(picked)} units", [c for unit in picked for c in family[unit]]
 
 
 def error_of(coupling: Coupling, classes: list[int], inputs: list[torch.Tensor]) -> float:
+    """How far the model without the classes, verified, is from the masked one, relative to the largest output."""
     expected = masked_outputs(coupling.model, Removal(coupling, classes), inputs)
     copy = coupling.model.clone(share_tensors=True)
-    cut(Rewriter(copy), Removal(coupling.onto(copy), classes), "")
+    rw = Rewriter(copy)
+    cut(rw, Removal(coupling.onto(copy), classes), "")
+    assert rw.unjournaled() is None
     copy.touch()
     verify(copy)
     with torch.no_grad():

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import graphopt as go
+from benchmarks.removals import error_of, removals
 from graphopt.analysis.coupling import couple
 from graphopt.analysis.removal import Conflict
 from tests.coupling.between import Read
-from tests.coupling.removing import choices, worst_error
 from tests.random_nets import Net
 from tests.strategies import nets
 
@@ -31,14 +31,14 @@ def test_every_removal_is_right_or_refused() -> None:
         inputs = net.args(2, dtype=torch.float64)
         model = go.capture(Read(net, along_last).double().eval(), inputs, dynamic={"x": {0: "batch"}})
         coupling = couple(model)
-        for group, family, classes in choices(coupling):
+        for label, classes in removals(coupling):
             try:
-                error = worst_error(coupling, classes, list(inputs))
+                error = error_of(coupling, classes, list(inputs))
             except Conflict as conflict:
                 seen[conflict.what] += 1
                 continue
             seen["right"] += 1
-            assert error <= 1e-9, f"{group.name}, family {family}, {classes}: {error:.1e}"
+            assert error <= 1e-9, f"{label}: {error:.1e}"
 
     check()
     refused = {what: count for what, count in seen.items() if what != "right"}

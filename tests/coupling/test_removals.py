@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 import graphopt as go
+from benchmarks.removals import error_of, removals
 from graphopt.analysis.coupling import couple
+from graphopt.sample import sample_inputs
 from tests.coupling import nets
-from tests.coupling.removing import choices, worst_error
 
 
 @pytest.mark.parametrize("name", nets.NETS)
@@ -17,6 +18,6 @@ def test_what_is_left_computes_what_the_masked_model_does(name: str) -> None:
     coupling = couple(model)
     sizes = [len(family) for group in coupling.groups.values() for family in group.families]
     assert max(sizes, default=0) >= units
-    for group, family, classes in choices(coupling):
-        error = worst_error(coupling, classes)
-        assert error <= 1e-5, f"{group.name}, family {family}, {len(classes)} classes: {error:.1e}"
+    for label, classes in removals(coupling):
+        error = error_of(coupling, classes, sample_inputs(model))
+        assert error <= 1e-5, f"{label}: {error:.1e}"
