@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -11,7 +11,7 @@ from graphopt.analysis.removal import Removal
 from graphopt.check import Oracle, relative_error, tolerance
 from graphopt.errors import CheckFailed
 from graphopt.model import Model
-from graphopt.passes._refit import refitted
+from graphopt.passes._refit import refit as refit_layers
 from graphopt.rewriter import Rewriter
 from graphopt.sample import sample_inputs
 from graphopt.surgery import cut, masked_outputs
@@ -23,15 +23,13 @@ _ROUNDINGS = 8
 """How many times what one rounding of the weights does to the outputs may be what the cut does, in deep nets."""
 
 
-def cut_copy(coupling: Coupling, classes: Sequence[int], changed: Mapping[str, torch.Tensor] | None = None) -> Model:
-    """A copy of the model without the classes, and before the cut with these tensors changed.
+def cut_copy(coupling: Coupling, classes: Sequence[int]) -> Model:
+    """A copy of the model without the classes.
 
     Raises:
         Conflict: when that cannot be done.
     """
     copy = coupling.model.clone(share_tensors=True)
-    for name, tensor in (changed or {}).items():
-        copy.params.set(name, tensor)
     cut(Rewriter(copy), Removal(coupling.onto(copy), classes), "")
     copy.touch()
     return copy
@@ -48,13 +46,12 @@ def cut_and_prove(rw: Rewriter, coupling: Coupling, classes: Sequence[int], why:
     removal = Removal(coupling.onto(original), classes)
     inputs = list(rw.calib[0]) if rw.calib else sample_inputs(rw.model)
     expected = masked_outputs(original, removal, inputs)
-    changed = refitted(removal, rw.calib) if refit else {}
-    small = cut_copy(coupling, classes, changed) if changed else None
     cut(rw, Removal(coupling, classes), why)
     rw.model.touch()
     _prove(rw.model, original, inputs, expected)
-    if small is not None:
-        _take_over(rw, original, small, set(changed))
+    if refit:
+        small = rw.model.clone(share_tensors=True).eval()
+        _take_over(rw, original, small, set(refit_layers(removal, small, rw.calib)))
 
 
 def _prove(model: Model, original: Model, inputs: Sequence[torch.Tensor], expected: list[torch.Tensor]) -> None:

@@ -20,7 +20,7 @@ from graphopt.analysis.observe import observe
 from graphopt.ops import Contracted, argument, lookup, operands
 from graphopt.rewriter import Node
 
-__all__ = ["MEASURES", "Importance", "Measured", "measure", "read_by"]
+__all__ = ["MEASURES", "Importance", "Measured", "measure", "read_by", "reads"]
 
 Batches = Sequence[Sequence[Tensor]]
 
@@ -199,14 +199,17 @@ class Taylor(Importance):
 
 def read_by(slot: Slot) -> tuple[Node, int] | None:
     """What the weight of a slot reads, and the axis of that which it reads along; None when it reads nothing."""
-    info = lookup(slot.user.target)
-    if slot.role != "in" or info is None:
+    return reads(slot.user) if slot.role == "in" else None
+
+
+def reads(layer: Node) -> tuple[Node, int] | None:
+    """What a layer with a stored weight reads, and along which axis; None for anything else."""
+    info = lookup(layer.target)
+    if info is not None and isinstance(info.axes, Contracted):
+        return argument(layer, info.axes.input), info.axes.input_axis
+    if str(layer.target) not in _LAST or operands(layer)[0].op == "get_attr":
         return None
-    if isinstance(info.axes, Contracted):
-        return argument(slot.user, info.axes.input), info.axes.input_axis
-    if str(slot.user.target) not in _LAST or operands(slot.user)[0].op == "get_attr":
-        return None
-    return operands(slot.user)[0], -1
+    return operands(layer)[0], -1
 
 
 _LAST = frozenset({"aten.matmul.default", "aten.addmm.default", "aten.mm.default"})

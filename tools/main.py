@@ -27,6 +27,7 @@ from graphopt.tools.opt import opt
 from graphopt.tools.passes import passes
 from graphopt.tools.repro import repro
 from graphopt.tools.run import run
+from graphopt.tools.sensitivity import sensitivity
 from graphopt.tools.targets import targets
 
 __all__ = ["app", "main"]
@@ -74,7 +75,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (opt, build, run, bench, info, groups, passes, explain, repro, targets):
+for _command in (opt, build, run, bench, info, groups, sensitivity, passes, explain, repro, targets):
     app.command()(_command)
 
 

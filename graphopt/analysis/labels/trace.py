@@ -110,12 +110,13 @@ class Trace:
         self._join_uses()
 
     def onto(self, copy: Model) -> Trace:
-        """The same of a copy of the model, whose nodes have the same names."""
+        """The same of a copy of the model, whose nodes have the same names. It may lack some: a copy in evaluation mode
+        does not count batches."""
         named = {node.name: node for node in copy.graph.nodes}
         other = shallow_copy(self)
         other.model = copy
-        other.labels = {named[node.name]: labels for node, labels in self.labels.items()}
-        other._values = {named[node.name]: value for node, value in self._values.items()}
+        other.labels = {named[node.name]: labels for node, labels in self.labels.items() if node.name in named}
+        other._values = {named[node.name]: value for node, value in self._values.items() if node.name in named}
         other.slots = [replace(slot, tensor=named[slot.tensor.name], user=named[slot.user.name]) for slot in self.slots]
         return other
 
