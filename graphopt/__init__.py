@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from graphopt.frontends import load, save
     from graphopt.frontends.torch import capture
     from graphopt.model import Model
+    from graphopt.passes._sensitivity import sensitivity
     from graphopt.pipeline import Pipeline, run
+    from graphopt.surgery import write_back
     from graphopt.target import Target
     from graphopt.transform import Contract, Pass, Report
 
@@ -32,6 +34,8 @@ _HOMES = {
     "load": "frontends",
     "run": "pipeline",
     "save": "frontends",
+    "sensitivity": "passes._sensitivity",
+    "write_back": "surgery",
 }
 
 __all__ = [
@@ -47,6 +51,8 @@ __all__ = [
     "load",
     "run",
     "save",
+    "sensitivity",
+    "write_back",
 ]
 
 
