@@ -31,7 +31,7 @@ LAYERS = [
     {"sample", "graph_json", "analysis", "transform", "solve"},
     {"archive", "rewriter", "check", "registry", "backend"},
     {"match", "instruments", "repro", "surgery", "measure"},
-    {"pipeline"},
+    {"pipeline", "train"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
