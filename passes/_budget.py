@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from graphopt.analysis.cost import cost
 from graphopt.analysis.coupling import Coupling
-from graphopt.analysis.widths import Widths, layer_macs
+from graphopt.analysis.widths import Widths, example_cost, layer_macs
 from graphopt.measure import LatencyTable, Stopwatch
 from graphopt.model import Model
 from graphopt.ops import Kind, lookup
+from graphopt.params import ParamKind
+from graphopt.rewriter import Node
 from graphopt.sample import sample_inputs
 
-__all__ = ["Budget", "Latency", "Macs", "Params"]
+__all__ = ["Budget", "Latency", "Macs", "Memory", "Params"]
 
 
 class Budget(ABC):
@@ -23,24 +26,36 @@ class Budget(ABC):
 
     Attributes:
         part: between 0 and 1.
-        before: the cost of the model as it is, in the unit of `reached`.
+        before: the cost of the model as it was at first, in the unit of `reached`.
         widths: what the cost is thought to be made of, to plan with; in a unit of its own.
+        whole: the cost of the model as it was at first, in the unit of `widths`.
+        amounts: what single calls, or stored tensors, are thought to cost, in the unit of `widths`.
         enough: a plan is good enough when it reaches this part of the budget.
         step: of which the widths that stay are multiples, unless the user says otherwise.
     """
 
     name: str
-    enough = 0.0
+    enough = 0.98
     step = 1
     before: float
     widths: Widths
+    whole = 0.0
+    amounts: Mapping[Node, float]
 
     def __init__(self, part: float) -> None:
         self.part = part
 
-    @abstractmethod
     def start(self, coupling: Coupling) -> None:
-        """Look at the model."""
+        """Look at the model to plan for: first at the one of which a part is to be left, later at the same without some
+        branches."""
+        first = not self.whole
+        self.look(coupling, first=first)
+        if first:
+            self.whole = self.widths.total
+
+    @abstractmethod
+    def look(self, coupling: Coupling, *, first: bool) -> None:
+        """Set `widths` and `amounts`, and for the first model `before`."""
 
     @abstractmethod
     def reached(self, model: Model) -> float:
@@ -52,9 +67,11 @@ class Macs(Budget):
 
     name = "macs"
 
-    def start(self, coupling: Coupling) -> None:
-        amounts = layer_macs(coupling.model)
-        self.before, self.widths = sum(amounts.values()), Widths.of_layers(coupling, amounts)
+    def look(self, coupling: Coupling, *, first: bool) -> None:
+        self.amounts = layer_macs(coupling.model)
+        self.widths = Widths.of_layers(coupling, self.amounts)
+        if first:
+            self.before = self.widths.total
 
     def reached(self, model: Model) -> float:
         return sum(layer_macs(model).values())
@@ -65,11 +82,31 @@ class Params(Budget):
 
     name = "params"
 
-    def start(self, coupling: Coupling) -> None:
-        self.before, self.widths = float(cost(coupling.model).parameters), Widths.of_params(coupling)
+    def look(self, coupling: Coupling, *, first: bool) -> None:
+        self.amounts, self.widths = _parameter_sizes(coupling.model), Widths.of_params(coupling)
+        if first:
+            self.before = self.reached(coupling.model)
 
     def reached(self, model: Model) -> float:
         return float(cost(model).parameters)
+
+
+class Memory(Budget):
+    """Bytes of the weights and of the activations that are alive at once, at the sizes of the example."""
+
+    name = "memory"
+
+    def look(self, coupling: Coupling, *, first: bool) -> None:
+        model = coupling.model
+        counts = _parameter_sizes(model)
+        self.amounts = {node: n * model.params[str(node.target)].element_size() for node, n in counts.items()}
+        self.widths = Widths.of_bytes(coupling)
+        if first:
+            self.before = self.reached(model)
+
+    def reached(self, model: Model) -> float:
+        counted = example_cost(model)
+        return float(counted.weight_bytes) + float(counted.peak_bytes)
 
 
 class Latency(Budget):
@@ -85,16 +122,29 @@ class Latency(Budget):
         self.watch, self.inputs = watch, list(inputs)
         self.step = max(1, watch.target.vector_bits // 32)
 
-    def start(self, coupling: Coupling) -> None:
+    def look(self, coupling: Coupling, *, first: bool) -> None:
         model = coupling.model
-        self.inputs = self.inputs or sample_inputs(model)
-        self.table = LatencyTable(self.watch)
-        layers = [node for node in model.graph.nodes if _is_layer(node)]
-        self.widths = Widths.of_layers(coupling, {node: self.table.seconds(node) for node in layers})
-        self._original = self.watch.build(model)
+        if first:
+            self.inputs = self.inputs or sample_inputs(model)
+            self.table = LatencyTable(self.watch)
+            self._original = self.watch.build(model)
+        self.amounts = {node: self.table.seconds(node) for node in model.graph.nodes if _is_layer(node)}
+        self.widths = Widths.of_layers(coupling, self.amounts)
 
     def reached(self, model: Model) -> float:
         return self.watch.ratio(self.watch.build(model), self._original, self.inputs)
+
+
+def _parameter_sizes(model: Model) -> dict[Node, float]:
+    """Elements of every parameter that the graph reads; of tied ones each name has its share."""
+    readers = [node for node in model.graph.nodes if node.op == "get_attr"]
+    stored = [(node, model.params[str(node.target)]) for node in readers]
+    names = Counter(id(tensor) for _, tensor in stored)
+    return {
+        node: tensor.numel() / names[id(tensor)]
+        for node, tensor in stored
+        if model.params.kind(str(node.target)) is ParamKind.PARAMETER
+    }
 
 
 def _is_layer(node: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,9 +16,11 @@ from graphopt.solve import BudgetError, Choice, solve
 
 __all__ = ["Plan", "Width", "classes_of"]
 
-_LADDER = 16
+_LADDER = 32
 """How many widths of a group are looked at, beside its own."""
 _ROUNDS = 8
+_LEAST = 1e-9
+"""What is left of a group at least, so that a group whose other units are worth nothing has a loss."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Plan:
         importance: Importance,
         groups: Sequence[Group],
         *,
-        most: float,
+        most: Mapping[str, float],
         step: int | None,
     ) -> None:
         budget.start(coupling)
@@ -60,7 +62,7 @@ class Plan:
             BudgetError: when there are none.
         """
         wanted = self.budget.part * self.budget.before
-        aim = self.budget.part * self.budget.widths.total
+        aim = self.budget.part * self.budget.whole
         best: tuple[float, list[Width]] | None = None
         smallest = self.budget.before
         for _ in range(_ROUNDS):
@@ -71,7 +73,7 @@ class Plan:
             smallest = min(smallest, reached)
             if reached <= wanted and (best is None or reached > best[0]):
                 best = reached, chosen
-            if best is not None and best[0] >= self.budget.enough * wanted:
+            if best is not None and (best[0] >= self.budget.enough * wanted or not classes_of(best[1])):
                 break
             if reached > wanted and classes_of(chosen) == classes_of(self._without_gaps(self._narrowest())):
                 break
@@ -82,22 +84,27 @@ class Plan:
         return best[1]
 
     def _ladder(self, group: Group, importance: Importance) -> list[tuple[Width, float]]:
-        """Widths of a group with what each loses, for all its families."""
+        """Widths of a group with what each loses, for all its families.
+
+        With S the sum of all scores and L that of the units that go, -S log(1 - L / S): L while that is little, and
+        beyond all bounds as nothing is left to say it with. Of layers in a row each passes on a part 1 - L / S, and the
+        logarithms of the parts add up.
+        """
         found = []
         for family, units in enumerate(group.families):
             scores = importance.scores(group, family)
-            if not importance.comparable:
-                scores = scores / (scores.sum() or 1.0)
+            total = float(scores.sum()) or 1.0
             order = np.argsort(scores, kind="stable")
-            lost = np.concatenate(([0.0], np.cumsum(scores[order])))
-            for count in self._counts(len(units)):
+            part = np.concatenate(([0.0], np.cumsum(scores[order]) / total))
+            lost = -np.log(np.maximum(1 - part, _LEAST)) * (total if importance.comparable else 1.0)
+            for count in self._counts(len(units), self.most[group.name]):
                 found.append((Width(group, family, tuple(order[:count].tolist())), float(lost[count])))
         return found
 
-    def _counts(self, size: int) -> list[int]:
-        """How many units to remove: none, and then in even steps as far as the options allow."""
+    def _counts(self, size: int, part: float) -> list[int]:
+        """How many units to remove: none, and then in even steps up to a part of them."""
         step = self.step if size >= 2 * self.step else 1
-        most = min(size - 1, int(self.most * size))
+        most = min(size - 1, int(part * size))
         kept = {_multiple(size * (1 - i / _LADDER), step) for i in range(1, _LADDER)} | {_multiple(size - most, step)}
         return [0, *sorted({size - width for width in kept if 0 < size - width <= most})]
 
@@ -106,7 +113,7 @@ class Plan:
         removed: list[int] = []
         chosen: list[Width] = []
         for _ in range(_ROUNDS):
-            offered = [self._choices(ladder, removed) for ladder in self.ladders]
+            offered = [self.choices(ladder, removed) for ladder in self.ladders]
             fixed = self.budget.widths.total - sum(max(choice.cost for choice in choices) for choices in offered)
             try:
                 solution = solve([choice for choices in offered for choice in choices], aim - fixed)
@@ -138,7 +145,8 @@ class Plan:
         removed[classes_of(widths)] = True
         return removed
 
-    def _choices(self, ladder: list[tuple[Width, float]], removed: Sequence[int]) -> list[Choice]:
+    def choices(self, ladder: list[tuple[Width, float]], removed: Sequence[int]) -> list[Choice]:
+        """The widths of a ladder as options, if `removed` is about what will be removed in all."""
         group = ladder[0][0].group
         saved = [self.budget.widths.savings(family, removed) for family in group.families]
         amounts = [float(saved[width.family][list(width.units)].sum()) for width, _ in ladder]
@@ -175,8 +183,8 @@ class Plan:
     def _unreachable(self, smallest: float) -> BudgetError:
         return BudgetError(
             f"{self.budget.name}={self.budget.part:g} cannot be met: {smallest:.2g} is the smallest that was reached",
-            why=f"at most {self.most:g} of a group may go, and what is pinned stays",
-            todo="ask for less, or raise `most`; `graphopt groups` shows what can be removed",
+            why=f"at most {max(self.most.values(), default=0):g} of a group may go, and what is pinned stays",
+            todo="ask for less, or raise `most` or `limits`; `graphopt groups` shows what can be removed",
         )
 
 

@@ -90,6 +90,8 @@ def _readers(removal: Removal) -> Iterator[_Reader]:
         slot = slots.get(node)
         if slot is None or source is None or slot.labels.numel() > _WIDEST:
             continue
+        if slot.labels.numel() != source[0].meta["val"].shape[source[1]]:
+            continue  # one group of several
         if len(slot.tensor.users) > 1 or len(model.params.aliases(str(slot.tensor.target))) > 1:
             continue
         kept = removal.kept(slot.labels, node)[0]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from graphopt.analysis.coupling import Coupling, Group, couple
 from graphopt.errors import UsageError
 from graphopt.measure import Stopwatch
-from graphopt.passes._budget import Budget, Latency, Macs, Params
+from graphopt.passes._branches import plan_with_branches
+from graphopt.passes._budget import Budget, Latency, Macs, Memory, Params
 from graphopt.passes._cutting import cut_and_prove
-from graphopt.passes._importance import MEASURES, measure
+from graphopt.passes._importance import MEASURES, Measured, measure
 from graphopt.passes._plan import Plan, Width, classes_of
 from graphopt.printer import module_path
 from graphopt.rewriter import Rewriter
@@ -18,6 +21,8 @@ from graphopt.target import Target
 from graphopt.transform import Contract, Pass
 
 __all__ = ["PruneChannels"]
+
+_COUNTED: dict[str, Callable[[float], Budget]] = {"macs": Macs, "params": Params, "memory": Memory}
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,18 @@ class PruneChannels(Pass):
         residual sums, concatenations, splits, shuffles, heads, windows, norms, gates, grouped and transposed
         convolutions, embeddings. Inputs, outputs, and what an unknown operator or an index that depends on data
         touches, stay; each is reported with the reason.
-        Options: `macs`, `params` or `latency`, the part of it to keep, one of the three; for a latency the `target` and
-        the number of `threads`; `importance`, the measure (`taylor` with calibration data and `magnitude` without, by
-        default); `only` and `leave`, names of groups; `most`, the largest part of a group that may go; `step`, of which
-        the widths that stay are multiples (for a latency as many as a vector holds, else 1); `refit`; `seed`.
+        Options: `macs`, `params`, `memory` (weights and the activations alive at once) or `latency`, the part of it to
+        keep, one of the four; for a latency the `target` and the number of `threads`; `importance`, the measure
+        (`taylor` with calibration data and `magnitude` without, by default); `only` and `leave`, names of groups;
+        `most`, the largest part of a group that may go, and `limits`, that of single groups as NAME:PART; `step`, of
+        which the widths that stay are multiples (for a latency as many as a vector holds, else 1); `branches`, whether
+        whole operands of sums may go as well (residual blocks, attention); `refit`; `seed`.
 
     Safety:
         Lossy. Proven on the spot: the cut model computes what the original does when nobody reads the removed
-        positions, within the rounding of float, or the pass fails. What refitting gains is measured on the
-        calibration data, and it is kept only if it gains.
+        positions, within the rounding of float, or the pass fails; a model without branches computes what it does when
+        they are zero. What refitting, and going without branches, gain is measured on the calibration data, and each is
+        kept only if it gains.
 
     Cost:
         Seconds: a walk over the graph, a few runs of the model, an integer program. Moments of refitted layers take
@@ -56,7 +64,7 @@ class PruneChannels(Pass):
 
     Source:
         Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023; Shen et al., Structural Pruning via
-        Latency-Saliency Knapsack, NeurIPS 2022, for the knapsack.
+        Latency-Saliency Knapsack, NeurIPS 2022, for the knapsack; Chen et al., OTOv3, 2023, for branches.
 
     Example:
         >>> import torch, graphopt
@@ -73,36 +81,44 @@ class PruneChannels(Pass):
 
     macs: float | None = None
     params: float | None = None
+    memory: float | None = None
     latency: float | None = None
     target: str = "cpu"
     threads: int | None = None
-    importance: Literal["taylor", "activation", "magnitude", "l1", "bn-scale", "median", "random"] | None = None
+    importance: Measured | None = None
     only: tuple[str, ...] = ()
     leave: tuple[str, ...] = ()
     most: float = 0.9
+    limits: tuple[str, ...] = ()
     step: int | None = None
+    branches: bool = False
     refit: bool | None = None
     seed: int = 0
 
     def run(self, rw: Rewriter) -> None:
         budget = self._budget(rw)
         importance = self._importance(rw)
+        self._check_branches(rw, importance)
+        refit = self._refits(rw)
         coupling = couple(rw.model)
-        groups = self._groups(coupling)
+        groups, limits = self._groups(coupling), self._limits(coupling)
         _report_pinned(rw, coupling)
-        plan = Plan(
-            coupling,
-            budget,
-            measure(importance, coupling, rw.calib, self.seed),
-            groups,
-            most=self.most,
-            step=self.step,
-        )
-        widths = [width for width in plan.widths() if width.units]
-        _report_refused(rw, coupling, plan)
+
+        def plan_of(coupling: Coupling, groups: Sequence[Group]) -> Plan:
+            units = measure(importance, coupling, rw.calib, self.seed)
+            most = {name: limits.get(name, self.most) for name in coupling.groups}
+            return Plan(coupling, budget, units, groups, most=most, step=self.step)
+
+        if self.branches:
+            plan, found = plan_with_branches(rw, plan_of, coupling, groups, refit=refit)
+        else:
+            plan = plan_of(coupling, groups)
+            found = plan.widths()
+        widths = [width for width in found if width.units]
+        _report_refused(rw, plan)
         if widths:
             why = f"{sum(len(width.units) for width in widths)} units of {len(widths)} groups go"
-            cut_and_prove(rw, coupling, classes_of(widths), why, refit=self._refits(rw))
+            cut_and_prove(rw, plan.coupling.onto(rw.model), classes_of(widths), why, refit=refit)
         rw.findings |= {
             "budget": {budget.name: budget.part},
             "achieved": {budget.name: plan.achieved},
@@ -111,9 +127,11 @@ class PruneChannels(Pass):
         }
 
     def _budget(self, rw: Rewriter) -> Budget:
-        given = {name: part for name in ("macs", "params", "latency") if (part := getattr(self, name)) is not None}
+        given = {name: part for name in (*_COUNTED, "latency") if (part := getattr(self, name)) is not None}
         if len(given) != 1:
-            raise UsageError("it needs one budget", todo="give macs=0.5, params=0.5 or latency=0.5, the part to keep")
+            raise UsageError(
+                "it needs one budget", todo="give macs=0.5, params=0.5, memory=0.5 or latency=0.5, the part to keep"
+            )
         ((name, part),) = given.items()
         for option, value in ((name, part), ("most", self.most)):
             if not 0 < value < 1:
@@ -123,7 +141,17 @@ class PruneChannels(Pass):
         if name == "latency":
             watch = Stopwatch(Target.parse(self.target), self.threads)
             return Latency(part, watch, rw.calib[0] if rw.calib else ())
-        return Macs(part) if name == "macs" else Params(part)
+        return _COUNTED[name](part)
+
+    def _limits(self, coupling: Coupling) -> dict[str, float]:
+        """The groups that have limits of their own."""
+        found = {}
+        for limit in self.limits:
+            name, _, part = limit.rpartition(":")
+            if not name or not re.fullmatch(r"0|0?\.\d+|1(\.0*)?", part):
+                raise UsageError(f"the limit '{limit}' is none", todo="write NAME:PART, such as layer1.0.conv1:0.25")
+            found[coupling.group(name).name] = float(part)
+        return found
 
     def _importance(self, rw: Rewriter) -> str:
         name = self.importance or ("taylor" if rw.calib else "magnitude")
@@ -139,6 +167,17 @@ class PruneChannels(Pass):
             raise UsageError("refit needs calibration data", todo="give some: calib= in Python, --calib DATA.npz")
         return bool(rw.calib) if self.refit is None else self.refit
 
+    def _check_branches(self, rw: Rewriter, importance: str) -> None:
+        if self.branches and not (rw.calib and MEASURES[importance].comparable):
+            why = f"scores by '{importance}' are no loss that could be compared with a branch's" if rw.calib else None
+            raise UsageError(
+                "branches need calibration data" + (" and importance=taylor" if rw.calib else ""),
+                why=why,
+                todo="give both: calib= in Python, --calib DATA.npz on the command line, and no other importance",
+            )
+        if self.branches and rw.model.mode == "train":
+            raise UsageError("branches need a model in evaluation mode", todo="call eval() on the model first")
+
     def _groups(self, coupling: Coupling) -> list[Group]:
         wanted = [coupling.group(name) for name in self.only] or list(coupling.groups.values())
         left = {coupling.group(name).name for name in self.leave}
@@ -153,9 +192,9 @@ def _report_pinned(rw: Rewriter, coupling: Coupling) -> None:
             rw.skip(node, f"its {pinned.size} positions stay: {'; '.join(pinned.reasons) or 'nothing reads them'}")
 
 
-def _report_refused(rw: Rewriter, coupling: Coupling, plan: Plan) -> None:
+def _report_refused(rw: Rewriter, plan: Plan) -> None:
     for name, why in plan.refused.items():
-        rw.skip(coupling.group(name).members[0].slot.user, f"group '{name}' stays: {why}")
+        rw.skip(plan.coupling.group(name).members[0].slot.user, f"group '{name}' stays: {why}")
 
 
 def _row(width: Width) -> dict[str, Any]:

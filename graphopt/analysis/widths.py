@@ -8,12 +8,15 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch.fx import Node
 
-from graphopt.analysis.cost import cost
+from graphopt.analysis.cost import Cost, cost
+from graphopt.analysis.labels import compact
+from graphopt.analysis.lifetimes import peak_step
 from graphopt.export import example_sizes
 from graphopt.ops import Contracted, Product, argument, lookup, operands
-from graphopt.params import ParamKind
+from graphopt.params import Entry, ParamKind
 
 if TYPE_CHECKING:
     from graphopt.analysis.coupling import Coupling, Family
@@ -51,6 +54,11 @@ class Widths:
     def of_params(cls, coupling: Coupling) -> Widths:
         return cls(coupling, _parameter_terms(coupling))
 
+    @classmethod
+    def of_bytes(cls, coupling: Coupling) -> Widths:
+        """Of the stored tensors, and of the activations that are alive where the most are."""
+        return cls(coupling, [*_stored_terms(coupling), *_live_terms(coupling)])
+
     def cost(self, removed: Iterable[int]) -> float:
         """What is left of the total when classes are removed."""
         gone = self._gone(removed)
@@ -80,13 +88,16 @@ class Widths:
         return gone
 
 
+def example_cost(model: Model) -> Cost:
+    """What a call costs at the sizes of the example."""
+    counted = cost(model)
+    sizes = example_sizes(model)
+    return counted.at(**{name: sizes[name] for name in counted.names}) if counted.names else counted
+
+
 def layer_macs(model: Model) -> dict[Node, float]:
     """Multiply-accumulates of every call that has any, at the sizes of the example."""
-    counted = cost(model)
-    if counted.names:
-        sizes = example_sizes(model)
-        counted = counted.at(**{name: sizes[name] for name in counted.names})
-    macs = {row.name: row.macs for row in counted.nodes}
+    macs = {row.name: row.macs for row in example_cost(model).nodes}
     return {node: float(number) for node in model.graph.nodes if (number := macs.get(node.name))}
 
 
@@ -102,6 +113,19 @@ def _layer_terms(coupling: Coupling, amounts: Mapping[Node, float]) -> Iterator[
 
 
 def _parameter_terms(coupling: Coupling) -> Iterator[Term]:
+    for entry, axes in _stored(coupling):
+        if entry.kind is ParamKind.PARAMETER and entry.name not in coupling.model.kept:
+            yield Term(float(entry.tensor.numel()), axes)
+
+
+def _stored_terms(coupling: Coupling) -> Iterator[Term]:
+    for entry, axes in _stored(coupling):
+        if entry.name not in coupling.model.kept:
+            yield Term(float(entry.tensor.numel() * entry.tensor.element_size()), axes)
+
+
+def _stored(coupling: Coupling) -> Iterator[tuple[Entry, tuple[np.ndarray, ...]]]:
+    """Every stored tensor once, and the classes along its axes."""
     model = coupling.model
     axes: dict[int, dict[int, np.ndarray]] = {}
     for slot, classes in coupling.slot_classes:
@@ -109,9 +133,21 @@ def _parameter_terms(coupling: Coupling) -> Iterator[Term]:
         axes.setdefault(id(tensor), {}).setdefault(slot.axis, classes.ravel())
     seen: set[int] = set()
     for entry in model.params.entries():
-        if entry.kind is ParamKind.PARAMETER and id(entry.tensor) not in seen and entry.name not in model.kept:
+        if id(entry.tensor) not in seen:
             seen.add(id(entry.tensor))
-            yield Term(float(entry.tensor.numel()), tuple(axes.get(id(entry.tensor), {}).values()))
+            yield entry, tuple(axes.get(id(entry.tensor), {}).values())
+
+
+def _live_terms(coupling: Coupling) -> Iterator[Term]:
+    """The activations that are alive at the step at which they take the most bytes."""
+    buffers = example_cost(coupling.model).buffers
+    step = peak_step(buffers, int)
+    named = {node.name: node for node in coupling.model.graph.nodes}
+    for buffer in buffers:
+        if buffer.first <= step <= buffer.last:
+            labels = coupling.trace.labels.get(named[buffer.name])
+            axes = (compact(coupling.of(labels)).numpy().ravel(),) if isinstance(labels, torch.Tensor) else ()
+            yield Term(float(buffer.bytes), axes)
 
 
 def _is_layer(node: Node) -> bool:

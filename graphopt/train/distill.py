@@ -43,8 +43,7 @@ class Distill:
 def logit_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Divergence of the softened class probabilities, times T squared so that its gradient keeps its size; logits are
     [..., classes]."""
-    a = functional.log_softmax(student.float() / temperature, -1).flatten(0, -2)
-    b = functional.log_softmax(teacher.float() / temperature, -1).flatten(0, -2)
+    a, b = (functional.log_softmax(logits / temperature, -1).flatten(0, -2) for logits in (student, teacher))
     return functional.kl_div(a, b, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -86,7 +85,7 @@ class _Map(nn.Module):
             )
         self.axis = differing[0] if differing else None
         if self.axis is not None:
-            rows, wanted = (x.detach().float().movedim(self.axis, -1).flatten(0, -2) for x in (student, teacher))
+            rows, wanted = (x.detach().movedim(self.axis, -1).flatten(0, -2) for x in (student, teacher))
             # The ridge keeps channels that are dead in this batch from getting huge weights.
             gram = rows.T @ rows
             gram.diagonal().add_(1e-3 * gram.diagonal().mean() + 1e-12)

@@ -125,7 +125,7 @@ class Run:
             "model": dict(_state(self.student.module)),
             "inner": dict(self.student.inner.state_dict()),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self.schedule.last_epoch, "_step_count": self.schedule._step_count},
+            "schedule": self.schedule.state_dict(),
             "mean": {"count": self.mean.count, "state": self.mean.state} if self.mean is not None else None,
             "epoch_rng": self._epoch_rng,
             "rng": torch.get_rng_state(),

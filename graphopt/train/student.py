@@ -58,7 +58,7 @@ class Student:
             mine, theirs = self._forward(*inputs)[1:], self._teacher(*inputs)[1:]
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(statistics[name])  # batch norms have counted this batch
-        self.inner.prepare(mine, theirs, self.distill.inner)
+        self.inner.prepare([_wide(x) for x in mine], [_wide(x) for x in theirs], self.distill.inner)
         if distributed():
             for parameter in self.inner.parameters():
                 torch.distributed.broadcast(parameter.data, 0)
@@ -78,15 +78,15 @@ class Student:
                 with torch.no_grad():
                     taught = _listed(self._teacher(*inputs))
         part = self.distill.logits if taught is not None and targets is not None else float(taught is not None)
-        total = outputs[0].new_zeros((), dtype=torch.float32)
+        total = outputs[0].new_zeros((), dtype=_wide(outputs[0]).dtype)
         if targets is not None:
-            total = total + (1 - part) * self.loss(outputs[0].float(), targets)
+            total = total + (1 - part) * self.loss(_wide(outputs[0]), targets)
         elif taught is None:
             raise UsageError("a batch has no targets, and there is no teacher to give them")
         if taught is not None and part:
-            total = total + part * logit_loss(outputs[0], taught[0], self.distill.temperature)
+            total = total + part * logit_loss(_wide(outputs[0]), _wide(taught[0]), self.distill.temperature)
         if taught is not None and self.distill.inner:
-            inner = self.inner([x.float() for x in outputs[1:]], [x.float() for x in taught[1:]])
+            inner = self.inner([_wide(x) for x in outputs[1:]], [_wide(x) for x in taught[1:]])
             total = total + self.distill.inner_weight * inner
         return total
 
@@ -107,6 +107,11 @@ def _forward(model: Model | nn.Module, inner: tuple[str, ...]) -> nn.Module:
 
 def _wrapped(inner: InnerLoss) -> Any:
     return DistributedDataParallel(inner) if list(inner.parameters()) else inner
+
+
+def _wide(value: Tensor) -> Tensor:
+    """In float32 at least: losses are not computed in what autocast takes."""
+    return value if value.dtype == torch.float64 else value.float()
 
 
 def _listed(outputs: Any) -> list[Tensor]:

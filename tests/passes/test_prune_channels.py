@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 import graphopt as go
 from graphopt import surgery
+from graphopt.analysis.cost import cost
 from graphopt.analysis.coupling import couple
 from graphopt.analysis.widths import layer_macs
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, UsageError
+from graphopt.export import example_sizes
 from graphopt.measure import LatencyTable, Stopwatch
 from graphopt.passes._importance import MEASURES, measure
 from graphopt.rewriter import Rewriter
@@ -115,6 +117,28 @@ def test_what_is_asked_for_and_what_is_left() -> None:
     _, (stepped,) = go.run(model, "prune-channels{macs=0.6,step=4}")
     assert all(row["left"] % 4 == 0 for row in stepped.findings["groups"])
     assert [miss.reason for miss in only.misses] == ["its 5 positions stay: 'linear' in head is an output"]
+
+
+def test_memory_is_that_of_weights_and_of_what_is_alive_at_once() -> None:
+    model = chain()
+    before, sizes = cost(model), example_sizes(model)
+    small, (report,) = go.run(model, "prune-channels{memory=0.6}")
+    after = cost(small)
+    left = [counted.weight_bytes + counted.at(**sizes).peak_bytes for counted in (after, before)]
+    assert report.findings["achieved"]["memory"] == pytest.approx(left[0] / left[1]) and 0.45 < left[0] / left[1] <= 0.6
+
+
+def test_single_groups_have_limits_of_their_own() -> None:
+    _, (report,) = go.run(chain(), "prune-channels{macs=0.5,limits=a:0.1;stem:0.8}")
+    rows = {row["group"]: (row["units"], row["left"]) for row in report.findings["groups"]}
+    _, (free,) = go.run(chain(), "prune-channels{macs=0.5}")
+    left = {row["group"]: row["left"] for row in free.findings["groups"]}
+    assert left["a"] < 0.9 * 12 <= rows.get("a", (12, 12))[1] and rows["stem"][1] < left["stem"]
+    for limits, message in (("b:0.5", "no group 'b'"), ("a", "'a' is none"), ("a:2", "'a:2' is none")):
+        with pytest.raises(UsageError, match=message):
+            go.run(chain(), f"prune-channels{{macs=0.5,limits={limits}}}")
+    with pytest.raises(BudgetError, match="cannot be met"):
+        go.run(chain(), "prune-channels{macs=0.5,limits=a:0;stem:0}")
 
 
 @pytest.fixture

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import graphopt as go
+from graphopt.train import Distill, finetune
 from graphopt.train.dhspg import DHSPG
 from graphopt.train.hesso import HESSO, HESSOCric
 from graphopt.train.sparse import SparseOptimizer
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS: dict[str, type[SparseOptimizer]] = {"dhspg": DHSPG, "hesso": HESSO, "cric": HESSOCric}
+KINDS: dict[str, type[SparseOptimizer]] = {"dhspg": DHSPG, "hesso": HESSO, "cric": HESSOCric, "finetune": HESSO}
 
 
 class Small(nn.Module):
@@ -41,16 +42,23 @@ def train(kind: str, rank: int = 0, world: int = 1) -> dict[str, object]:
     torch.manual_seed(0)
     model = go.capture(Small().double(), (torch.randn(2, 3, 6, 6).double(),), dynamic={0: {0: "batch"}}).train()
     optimizer = KINDS[kind](model, 0.1, 0.5, steps=14, start_step=4, momentum=0.9)
-    net = DistributedDataParallel(model.module) if world > 1 else model.module
     generator = torch.Generator().manual_seed(1)
-    for _ in range(32):
-        x = torch.randn(8, 3, 6, 6, generator=generator).double()
-        y = x.mean((2, 3)).argmax(1)
-        optimizer.zero_grad()
-        F.cross_entropy(net(x.chunk(world)[rank]), y.chunk(world)[rank]).backward()
-        optimizer.step()
+    images = [torch.randn(8, 3, 6, 6, generator=generator).double() for _ in range(32)]
+    data = [(x.chunk(world)[rank], x.mean((2, 3)).argmax(1).chunk(world)[rank]) for x in images]
+    if kind == "finetune":
+        add = next(node.name for node in model.graph.nodes if str(node.target).startswith("aten.add"))
+        finetune(model, data, optimizer=optimizer, teacher=model.clone(), distill=Distill(inner=(add,)))
+    else:
+        own_loop(DistributedDataParallel(model.module) if world > 1 else model.module, optimizer, data)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     return {"weights": weights, "zeros": optimizer.zeros(), "finished": optimizer.finished}
+
+
+def own_loop(net: nn.Module, optimizer: SparseOptimizer, data: list[tuple[Tensor, Tensor]]) -> None:
+    for x, y in data:
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
 
 
 def main(folder: Path) -> None:
