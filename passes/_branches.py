@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from graphopt.analysis.branches import Branch, branches
 from graphopt.analysis.coupling import Coupling, Group, couple
@@ -24,6 +23,7 @@ from graphopt.errors import GraphoptError, UsageError
 from graphopt.model import Model
 from graphopt.passes._cutting import cut_copy
 from graphopt.passes._layout import relax_views
+from graphopt.passes._output_error import OutputError
 from graphopt.passes._plan import Plan, Width, classes_of
 from graphopt.passes._refit import refit as refit_layers
 from graphopt.passes._tradeoff import Tradeoff
@@ -31,7 +31,7 @@ from graphopt.rewriter import Rewriter
 from graphopt.solve import BudgetError
 from graphopt.transform import Contract
 
-__all__ = ["OutputError", "erase", "plan_with_branches", "zeroed"]
+__all__ = ["erase", "plan_with_branches", "zeroed"]
 
 aten = torch.ops.aten
 
@@ -59,37 +59,6 @@ def zeroed(model: Model, gone: Sequence[Branch]) -> Model:
         rw.replace_input(add, operand, zeros, f"zeros for the branch '{branch.name}'")
     copy.touch()
     return copy
-
-
-class OutputError:
-    """How far a model's outputs are from the original's: the root of the mean square of the differences, relative to
-    the outputs.
-
-    Raises:
-        UsageError: when the outputs have no size that errors could be relative to.
-    """
-
-    def __init__(self, original: Model, batches: Sequence[Sequence[Tensor]]) -> None:
-        self.batches = batches
-        self.expected = [_floats(original, batch) for batch in batches]
-        self.size = sum(float(y.double().square().sum()) for outputs in self.expected for y in outputs)
-        if not 0 < self.size < math.inf:
-            raise UsageError(
-                "what branches are worth cannot be told: the outputs on the calibration data are zero or not finite",
-                todo="calibrate with other data, or leave out branches=true",
-            )
-
-    def of(self, model: Model) -> float:
-        difference = 0.0
-        for batch, expected in zip(self.batches, self.expected, strict=True):
-            for a, b in zip(_floats(model, batch), expected, strict=True):
-                difference += float((a.double() - b.double()).square().sum())
-        return math.sqrt(difference / self.size)
-
-
-def _floats(model: Model, batch: Sequence[Tensor]) -> list[Tensor]:
-    with torch.no_grad():
-        return [y for y in model.call_flat(batch) if y.is_floating_point()]
 
 
 def plan_with_branches(
@@ -121,6 +90,11 @@ class _Search:
         names = {group.name for group in groups}
         self.left = [group for name, group in coupling.groups.items() if name not in names]
         self.error = OutputError(rw.model, rw.calib)
+        if not 0 < self.error.size < math.inf:
+            raise UsageError(
+                "what branches are worth cannot be told: the outputs on the calibration data are zero or not finite",
+                todo="calibrate with other data, or leave out branches=true",
+            )
 
     def best(self, plan_of: Callable[[Coupling, Sequence[Group]], Plan]) -> tuple[Plan, list[Width]]:
         narrow = plan_of(self.coupling, self.groups)

@@ -11,6 +11,7 @@ from graphopt.analysis.removal import Removal
 from graphopt.check import Oracle, relative_error, tolerance
 from graphopt.errors import CheckFailed
 from graphopt.model import Model
+from graphopt.passes._output_error import OutputError
 from graphopt.passes._refit import refit as refit_layers
 from graphopt.rewriter import Rewriter
 from graphopt.sample import sample_inputs
@@ -75,23 +76,11 @@ def _prove(model: Model, original: Model, inputs: Sequence[torch.Tensor], expect
 
 def _take_over(rw: Rewriter, original: Model, small: Model, names: set[str]) -> None:
     """Use refitted weights if the outputs on calibration data are nearer with them."""
-    cut_only, with_refit = (_distance(original, model, rw.calib) for model in (rw.model, small))
+    error = OutputError(original, rw.calib)
+    cut_only, with_refit = error.of(rw.model.clone(share_tensors=True).eval()), error.of(small)
     rw.findings["output error"] = {"cut": cut_only, "refitted": with_refit}
     if with_refit >= cut_only:
         return
     for node in list(rw.graph.nodes):
         if node.op == "get_attr" and str(node.target) in names:
             rw.set_tensor(node, small.params[str(node.target)].detach(), "refitted to what is left of its inputs")
-
-
-def _distance(original: Model, model: Model, batches: Sequence[Sequence[torch.Tensor]]) -> float:
-    """Root of the mean square of the outputs' differences, relative to the outputs."""
-    model = model.clone(share_tensors=True).eval()
-    difference = size = 0.0
-    with torch.no_grad():
-        for batch in batches:
-            for a, b in zip(model.call_flat(batch), original.call_flat(batch), strict=True):
-                if b.is_floating_point():
-                    difference += float((a.double() - b.double()).square().sum())
-                    size += float(b.double().square().sum())
-    return (difference / size) ** 0.5 if size else 0.0

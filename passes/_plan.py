@@ -14,7 +14,7 @@ from graphopt.passes._cutting import cut_copy
 from graphopt.passes._importance import Importance
 from graphopt.solve import BudgetError, Choice, solve
 
-__all__ = ["Plan", "Width", "classes_of"]
+__all__ = ["Plan", "Width", "classes_of", "without_gaps"]
 
 _LADDER = 32
 """How many widths of a group are looked at, beside its own."""
@@ -75,7 +75,7 @@ class Plan:
                 best = reached, chosen
             if best is not None and (best[0] >= self.budget.enough * wanted or not classes_of(best[1])):
                 break
-            if reached > wanted and classes_of(chosen) == classes_of(self._without_gaps(self._narrowest())):
+            if reached > wanted and classes_of(chosen) == classes_of(without_gaps(self.coupling, self._narrowest())):
                 break
             aim *= wanted / reached * (0.995 if reached > wanted else 1.0)
         if best is None:
@@ -124,26 +124,7 @@ class Plan:
             if set(now) == set(removed):
                 break
             removed = now
-        return self._without_gaps(chosen)
-
-    def _without_gaps(self, widths: list[Width]) -> list[Width]:
-        """Widths that leave something of every tensor: of what would vanish, the most important unit stays."""
-        found = list(widths)
-        while emptied := self.coupling.rectangles.emptied(self._removed(found)):
-            classes = set(emptied[0][1].tolist())
-            for place, width in enumerate(found):
-                inside = [
-                    unit for unit in width.units if classes.intersection(width.group.families[width.family][unit])
-                ]
-                if inside:
-                    found[place] = replace(width, units=tuple(unit for unit in width.units if unit != inside[-1]))
-                    break
-        return found
-
-    def _removed(self, widths: Sequence[Width]) -> np.ndarray:
-        removed = np.zeros(self.coupling.classes.count, dtype=bool)
-        removed[classes_of(widths)] = True
-        return removed
+        return without_gaps(self.coupling, chosen)
 
     def choices(self, ladder: list[tuple[Width, float]], removed: Sequence[int]) -> list[Choice]:
         """The widths of a ladder as options, if `removed` is about what will be removed in all."""
@@ -186,6 +167,23 @@ class Plan:
             why=f"at most {max(self.most.values(), default=0):g} of a group may go, and what is pinned stays",
             todo="ask for less, or raise `most` or `limits`; `graphopt groups` shows what can be removed",
         )
+
+
+def without_gaps(coupling: Coupling, widths: Sequence[Width]) -> list[Width]:
+    """Widths that leave something of every tensor: of what would vanish, the most important unit stays."""
+    found = list(widths)
+    removed = np.zeros(coupling.classes.count, dtype=bool)
+    removed[classes_of(found)] = True
+    while emptied := coupling.rectangles.emptied(removed):
+        classes = set(emptied[0][1].tolist())
+        for place, width in enumerate(found):
+            units = width.group.families[width.family]
+            inside = [unit for unit in width.units if classes.intersection(units[unit])]
+            if inside:
+                found[place] = replace(width, units=tuple(unit for unit in width.units if unit != inside[-1]))
+                removed[list(units[inside[-1]])] = False
+                break
+    return found
 
 
 def _multiple(width: float, step: int) -> int:

@@ -19,7 +19,8 @@ from graphopt.model import Model
 from graphopt.names import nearest
 from graphopt.passes._cutting import cut_copy
 from graphopt.passes._importance import MEASURES, measure
-from graphopt.passes._plan import Width
+from graphopt.passes._output_error import OutputError
+from graphopt.passes._plan import Width, without_gaps
 from graphopt.passes._refit import refit
 from graphopt.sample import check_batch
 
@@ -145,11 +146,9 @@ class _Alone:
     def __init__(self, coupling: Coupling, batches: Batches, *, refit: bool) -> None:
         self.coupling, self.batches, self.refit = coupling, batches, refit
         self.macs, self.parameters = _costs(coupling.model)
-        with torch.no_grad():
-            self.expected = [_floats(coupling.model.call_flat(batch)) for batch in batches]
-        self.size = sum(float(y.square().sum()) for outputs in self.expected for y in outputs)
-        if not 0 < self.size < math.inf:
-            found = "all zero" if self.size == 0 else "not finite"
+        self.error = OutputError(coupling.model, batches)
+        if not 0 < self.error.size < math.inf:
+            found = "all zero" if self.error.size == 0 else "not finite"
             raise UsageError(f"the outputs on the calibration data are {found}", todo="calibrate with other data")
         self._known: dict[tuple[str, int, int], Row] = {}
 
@@ -157,24 +156,11 @@ class _Alone:
         """What is lost with a fraction of the units in `order`. Fractions that round to as many units share a cut."""
         size = len(order)
         removed = size - max(1, round(size * (1 - fraction)))
-        width = self._without_gaps(Width(group, family, tuple(order[:removed])))
+        (width,) = without_gaps(self.coupling, [Width(group, family, tuple(order[:removed]))])
         key = group.name, family, len(width.units)
         if key not in self._known:
             self._known[key] = self._measured(width, Row(group.name, family, size, fraction, len(width.units)))
         return replace(self._known[key], fraction=fraction)
-
-    def _without_gaps(self, width: Width) -> Width:
-        """As in a plan, something stays of every tensor: of what would vanish the most important unit."""
-        while emptied := self.coupling.rectangles.emptied(self._gone(width)):
-            classes = set(emptied[0][1].tolist())
-            inside = [unit for unit in width.units if classes.intersection(width.group.families[width.family][unit])]
-            width = replace(width, units=tuple(unit for unit in width.units if unit != inside[-1]))
-        return width
-
-    def _gone(self, width: Width) -> np.ndarray:
-        gone = np.zeros(self.coupling.classes.count, dtype=bool)
-        gone[width.classes] = True
-        return gone
 
     def _measured(self, width: Width, row: Row) -> Row:
         if not width.units:
@@ -187,8 +173,8 @@ class _Alone:
         except Conflict as conflict:
             return replace(row, reason=f"{conflict.what}, at {conflict.where}")
         macs, parameters = _costs(small)
-        error = self._error(small)
-        again = self._error(better) if self.refit else None
+        error = _finite(self.error.of(small))
+        again = _finite(self.error.of(better)) if self.refit else None
         finite = error is not None and (again is not None or not self.refit)
         return replace(
             row,
@@ -199,19 +185,9 @@ class _Alone:
             reason=None if finite else "the outputs are not finite",
         )
 
-    def _error(self, small: Model) -> float | None:
-        """The measure of the passes' "output error"; None where it is not finite."""
-        difference = 0.0
-        with torch.no_grad():
-            for batch, expected in zip(self.batches, self.expected, strict=True):
-                for a, b in zip(_floats(small.call_flat(batch)), expected, strict=True):
-                    difference += float((a - b).square().sum())
-        error = (difference / self.size) ** 0.5
-        return error if math.isfinite(error) else None
 
-
-def _floats(outputs: Iterable[Tensor]) -> list[Tensor]:
-    return [y.double() for y in outputs if y.is_floating_point()]
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _costs(model: Model) -> tuple[float, float]:
