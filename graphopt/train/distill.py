@@ -48,7 +48,8 @@ def logit_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 class InnerLoss(nn.Module):
-    """Mean over places inside of |t - M s|^2 / |t|^2, with M [teacher's width, student's] where widths differ.
+    """Mean over places inside of the mean square of t - M s, relative to that of t in the first batch, with
+    M [teacher's width, student's] where widths differ.
 
     The maps M start as what fits the first batch best and are trained with the student; afterwards they are not needed.
     """
@@ -68,7 +69,7 @@ class InnerLoss(nn.Module):
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         losses = [
-            (mapped(s) - t).square().sum() / t.square().sum().clamp(min=1e-12)
+            (mapped(s) - t).square().mean() / mapped.scale
             for mapped, s, t in zip(self.maps, student, teacher, strict=True)
         ]
         return torch.stack(losses).mean()
@@ -84,6 +85,7 @@ class _Map(nn.Module):
                 todo="compare values that differ in one width",
             )
         self.axis = differing[0] if differing else None
+        self.register_buffer("scale", teacher.detach().square().mean().clamp(min=1e-12))
         if self.axis is not None:
             rows, wanted = (x.detach().movedim(self.axis, -1).flatten(0, -2) for x in (student, teacher))
             # The ridge keeps channels that are dead in this batch from getting huge weights.

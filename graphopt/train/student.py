@@ -62,6 +62,9 @@ class Student:
         if distributed():
             for parameter in self.inner.parameters():
                 torch.distributed.broadcast(parameter.data, 0)
+            for scale in self.inner.buffers():
+                torch.distributed.all_reduce(scale)  # every process has looked at a part of the batch
+                scale /= torch.distributed.get_world_size()
             self.inner = _wrapped(self.inner)
 
     def loss_of(self, batch: Any) -> Tensor:
