@@ -28,20 +28,22 @@ from benchmarks.small_nets import NETS, small_net
 from graphopt.files import write_whole
 from graphopt.train import finetune
 
-__all__ = ["accuracy", "baseline", "fast_dtype"]
+__all__ = ["DEVICE", "accuracy", "baseline", "fast_dtype"]
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 EPOCHS = {"cifar10": 8, "fashion": 3}
 BATCH = 128
 
 
 def baseline(data: str, net: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The trained net in evaluation mode, and what is known of its training (test accuracy, seconds)."""
+    """The trained net in evaluation mode, on `DEVICE`, and what is known of its training (test accuracy, seconds)."""
     source = inspect.getsource(small_nets) + json.dumps([EPOCHS[data], BATCH])
     key = hashlib.sha256(source.encode()).hexdigest()[:12]
     file = platformdirs.user_cache_path("graphopt") / "baselines" / f"{data}-{net}-{key}.safetensors"
     loaded = images(data)
     torch.manual_seed(0)
-    module = small_net(net, loaded.train.shape[1], loaded.train.shape[2])
+    module = small_net(net, loaded.train.shape[1], loaded.train.shape[2]).to(DEVICE)
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         seconds = _train(module, loaded, EPOCHS[data], net, file.with_suffix(".checkpoint"))
@@ -84,9 +86,9 @@ def optimizer_for(module: nn.Module | go.Model, net: str, scale: float) -> torch
 
 
 def fast_dtype(net: str) -> torch.dtype | None:
-    """bfloat16 for wide convolutions where the processor multiplies it; it slows the narrow layers down."""
+    """bfloat16 for wide convolutions where the device multiplies it; it slows the narrow layers down."""
     flags = Path("/proc/cpuinfo")
-    multiplies = flags.exists() and "avx512_bf16" in flags.read_text()
+    multiplies = DEVICE.type == "cuda" or (flags.exists() and "avx512_bf16" in flags.read_text())
     return torch.bfloat16 if multiplies and net in ("resnet", "vgg") else None
 
 
@@ -95,7 +97,7 @@ def accuracy(module: Any, data: Images) -> float:
     """Part of the test images that get their class, in float32."""
     right = 0
     for x, y in zip(data.test.split(500), data.test_classes.split(500), strict=True):
-        right += int((_logits(module(x)).argmax(1) == y).sum())
+        right += int((_logits(module(x.to(DEVICE))).argmax(1).cpu() == y).sum())
     return right / len(data.test)
 
 

@@ -26,7 +26,7 @@ import platformdirs
 import torch
 
 import graphopt as go
-from benchmarks.baselines import BATCH, accuracy, baseline, fast_dtype, optimizer_for
+from benchmarks.baselines import BATCH, DEVICE, accuracy, baseline, fast_dtype, optimizer_for
 from benchmarks.images import DATA, Images, Shuffled, images
 from benchmarks.machine import commit, machine, versions
 from benchmarks.pruning_methods import METHODS, Task, Unsupported, macs, only_train_once
@@ -69,7 +69,7 @@ class Case:
 def task_of(case: Case, data: Images) -> Task:
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(case.seed))
     chosen = order[: 4 * BATCH].split(BATCH)
-    calibration = [(data.train[part], data.train_classes[part]) for part in chosen]
+    calibration = [(data.train[part].to(DEVICE), data.train_classes[part].to(DEVICE)) for part in chosen]
     return Task(baseline(case.data, case.net)[0], case.part, calibration, case.seed)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from graphopt.errors import CheckFailed
 from graphopt.model import Model
+from graphopt.precision import full_precision
 from graphopt.sample import sample_inputs
 from graphopt.transform import Check, Contract
 
@@ -115,7 +116,7 @@ class Oracle:
             model = model.clone()  # running statistics move with every call
         results = []
         for batch in self.inputs:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), full_precision():
                 torch.manual_seed(self.seed)
                 results.append(model.call_flat(batch))
         return results

@@ -16,8 +16,9 @@ __all__ = ["check_batch", "sample_inputs"]
 
 
 def sample_inputs(model: Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> list[torch.Tensor]:
-    """Flat tensor inputs: normal values for floating point; for integers and booleans, draws from the values that the
-    captured example holds (an index has to stay inside its table), or zeros where there is no example.
+    """Flat tensor inputs, on the devices of the captured example: normal values for floating point; for integers and
+    booleans, draws from the values that the example holds (an index has to stay inside its table), or zeros where there
+    is none.
 
     Args:
         sizes: sizes of the named dims; by default those of the example.
@@ -32,12 +33,13 @@ def sample_inputs(model: Model, *, seed: int = 0, sizes: Mapping[str, int] | Non
         dtype = getattr(torch, spec.dtype)
         if dtype.is_floating_point or dtype.is_complex:
             wide = torch.complex128 if dtype.is_complex else torch.float64
-            inputs.append(torch.randn(shape, generator=generator, dtype=wide).to(dtype))
+            drawn = torch.randn(shape, generator=generator, dtype=wide).to(dtype)
+            inputs.append(drawn if example is None else drawn.to(example.device))
         elif example is None or example.numel() == 0:
             inputs.append(torch.zeros(shape, dtype=dtype))
         else:
             picks = torch.randint(example.numel(), shape, generator=generator)
-            inputs.append(example.flatten()[picks.flatten()].reshape(shape))
+            inputs.append(example.flatten()[picks.flatten().to(example.device)].reshape(shape))
     return inputs
 
 

@@ -13,6 +13,7 @@ from graphopt.errors import CheckFailed
 from graphopt.model import Model
 from graphopt.passes._output_error import OutputError
 from graphopt.passes._refit import refit as refit_layers
+from graphopt.precision import full_precision
 from graphopt.rewriter import Rewriter
 from graphopt.sample import sample_inputs
 from graphopt.surgery import cut, masked_outputs
@@ -46,7 +47,8 @@ def cut_and_prove(rw: Rewriter, coupling: Coupling, classes: Sequence[int], why:
     original = rw.model.clone(share_tensors=True).eval()
     removal = Removal(coupling.onto(original), classes)
     inputs = list(rw.calib[0]) if rw.calib else sample_inputs(rw.model)
-    expected = masked_outputs(original, removal, inputs)
+    with full_precision():
+        expected = masked_outputs(original, removal, inputs)
     cut(rw, Removal(coupling, classes), why)
     rw.model.touch()
     _prove(rw.model, original, inputs, expected)
@@ -61,7 +63,7 @@ def _prove(model: Model, original: Model, inputs: Sequence[torch.Tensor], expect
     Raises:
         CheckFailed: when the cut model computes something else.
     """
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         found = model.clone(share_tensors=True).eval().call_flat(inputs)
     oracle = Oracle(original, [inputs])
     for index, (spec, a, b) in enumerate(zip(model.signature.tensor_outputs, found, expected, strict=True)):

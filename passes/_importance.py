@@ -39,7 +39,7 @@ class Importance(ABC):
         """[units] how much is lost with each."""
 
     def tensor(self, member: Member) -> Tensor:
-        return self.coupling.model.params[member.name].detach().double()
+        return self.coupling.model.params[member.name].detach().cpu().double()
 
     def summed(self, group: Group, family: int, values: Callable[[Member], Tensor | None]) -> np.ndarray:
         """For each unit the sum over all its positions of `values`, which has the shape of the member's labels."""
@@ -135,7 +135,7 @@ class Activation(Importance):
 
     def _adder(self, source: Node, axis: int) -> Callable[[Tensor], None]:
         def add(value: Tensor) -> None:
-            squares = value.double().movedim(axis, 0).flatten(1).square().mean(1)
+            squares = value.double().movedim(axis, 0).flatten(1).square().mean(1).cpu()
             self._squares[source] = self._squares.get(source, torch.zeros(())) + squares
 
         return add
@@ -164,7 +164,7 @@ class Taylor(Importance):
         super().__init__(coupling, batches, seed)
         members = [member for group in coupling.groups.values() for member in group.members]
         self._sums = [
-            {id(member): by_position(member, products[member.name]) for member in members if member.name in products}
+            {id(m): by_position(m, products[m.name]).cpu() for m in members if m.name in products}
             for products in self._products()
         ]
 
@@ -229,7 +229,7 @@ class Reconstruction(Activation):
     def _adder(self, source: Node, axis: int) -> Callable[[Tensor], None]:
         def add(value: Tensor) -> None:
             rows = value.movedim(axis, -1).flatten(0, -2).double()
-            self._squares[source] = self._squares.get(source, torch.zeros(())) + rows.T @ rows / len(rows)
+            self._squares[source] = self._squares.get(source, torch.zeros(())) + (rows.T @ rows / len(rows)).cpu()
 
         return add
 

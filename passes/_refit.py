@@ -125,11 +125,11 @@ def _moments(reader: _Reader, before: list[Tensor], after: list[Tensor]) -> tupl
     halves: list[_Moments | None] = [None, None]
     for a, b in zip(before, after, strict=True):
         x, y = (value.movedim(reader.axis, -1).flatten(0, -2).float() for value in (a, b))
-        y = torch.cat((y, torch.ones(len(y), 1)), 1)
+        y = torch.cat((y, y.new_ones(len(y), 1)), 1)
         middle = len(x) // 2
         for index, part in enumerate((slice(None, middle), slice(middle, None))):
             one, other = x[part], y[part]
-            sums = [(u.T @ v).double() for u, v in ((one, one), (one, other), (other, other))]
+            sums = [(u.T @ v).double().cpu() for u, v in ((one, one), (one, other), (other, other))]
             found = _Moments(float(len(one)), *sums)
             known = halves[index]
             halves[index] = found if known is None else known + found
@@ -149,21 +149,21 @@ def _solved(removal: Removal, small: Model, reader: _Reader, halves: tuple[_Mome
     if min(tried) >= nothing:
         return {}
     predicted = _Fit(halves[0] + halves[1], reader).at(best)
-    dtype = small.params[reader.weight].dtype
-    found = {reader.weight: (weight @ predicted[:, :-1]).movedim(-1, reader.slot.axis).to(dtype)}
+    fitted = (weight @ predicted[:, :-1]).movedim(-1, reader.slot.axis)
+    found = {reader.weight: fitted.to(small.params[reader.weight])}
     if reader.bias is not None:
         name = str(reader.bias.target)
         info = lookup(reader.slot.user.target)
         assert info is not None and isinstance(info.axes, Contracted)
         grown = (weight @ predicted[:, -1]).movedim(info.axes.weight_out if reader.slot.axis else 0, 0)
         bias = small.params[name].detach()
-        found[name] = (bias.double() + grown.reshape(len(bias), -1).sum(1)).to(bias.dtype)
+        found[name] = (bias.cpu().double() + grown.reshape(len(bias), -1).sum(1)).to(bias)
     return found
 
 
 def _full(removal: Removal, reader: _Reader) -> Tensor:
     """The weight with all its inputs, as it was, and of its outputs those that are left."""
-    weight = removal.coupling.model.params[reader.weight].detach().double()
+    weight = removal.coupling.model.params[reader.weight].detach().cpu().double()
     for slot in removal.coupling.trace.slots:
         if slot.tensor is reader.slot.tensor and slot.axis != reader.slot.axis:
             kept = removal.kept(slot.labels, slot.user)[-1]

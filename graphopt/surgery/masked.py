@@ -83,6 +83,7 @@ class _Masked(fx.Interpreter):
             made = node.target(left, groups, *parameters, argument(node, "eps"))  # type: ignore[operator]  # an overload
         back = torch.zeros_like(whole)
         places = [torch.arange(size) if one is None else one for size, one in zip(whole.shape, kept, strict=True)]
+        places = [one.to(whole.device) for one in places]
         back[torch.meshgrid(*places, indexing="ij")] = made
         return back
 
@@ -104,12 +105,12 @@ def _zeroed(tensor: torch.Tensor, kept: Kept) -> torch.Tensor:
         if positions is not None:
             gone = torch.ones(tensor.shape[axis], dtype=torch.bool)
             gone[positions] = False
-            tensor = tensor.index_fill(axis, gone.nonzero().flatten(), 0)
+            tensor = tensor.index_fill(axis, gone.nonzero().flatten().to(tensor.device), 0)
     return tensor
 
 
 def _selected(tensor: torch.Tensor, kept: Kept) -> torch.Tensor:
     for axis, positions in enumerate(kept):
         if positions is not None:
-            tensor = tensor.index_select(axis, positions)
+            tensor = tensor.index_select(axis, positions.to(tensor.device))
     return tensor

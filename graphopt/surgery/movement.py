@@ -235,6 +235,7 @@ def _places(source: torch.Tensor, target: torch.Tensor, axis: int) -> torch.Tens
     others = [d for d in range(source.dim()) if d != axis]
     if [source.shape[d] for d in others] != [target.shape[d] for d in others]:
         return None
+    source, target = source.cpu(), target.cpu()
     has = {source.select(axis, i).contiguous().numpy().tobytes(): i for i in range(source.shape[axis])}
     found = [has.get(target.select(axis, i).contiguous().numpy().tobytes()) for i in range(target.shape[axis])]
     return None if any(place is None for place in found) else torch.tensor(found)

@@ -14,6 +14,7 @@ from graphopt.errors import CheckFailed, InputError, UnsupportedError
 from graphopt.export import example_sizes
 from graphopt.fake import dtype_name
 from graphopt.model import Model
+from graphopt.precision import full_precision
 from graphopt.sample import check_batch, sample_inputs
 from graphopt.surgery.module_numbers import Numbers, derived
 from graphopt.surgery.module_runs import run_module
@@ -42,6 +43,7 @@ class Change:
         return f"{name}: {self.before} -> {self.after}" + (f" ({self.note})" if self.note else "")
 
 
+@full_precision()
 def write_back(model: Model, module: nn.Module) -> list[Change]:
     """Put the tensors of a pruned model into the module that it was captured from, and let the module's numbers follow.
 

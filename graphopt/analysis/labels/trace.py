@@ -247,13 +247,14 @@ class Trace:
             return False
         inputs = node.all_input_nodes
         known = all(used in self._values or self._constant(used) for used in inputs) and is_pure(node)
-        if not known or value.device.type != "cpu" or any(not isinstance(s, int) for s in value.shape):
+        if not known or value.device.type == "meta" or any(not isinstance(s, int) for s in value.shape):
             return False
         if value.numel() > _MOST_LABELS:
             return False
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: self._values[used])
         with torch.no_grad():
-            self._values[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # an overload
+            made = node.target(*args, **kwargs)  # type: ignore[operator]  # an overload
+        self._values[node] = made.cpu()
         return True
 
     def _constant(self, node: Node) -> bool:
@@ -262,11 +263,11 @@ class Trace:
             return False
         name = str(node.target)
         tensor = self.model.params[name]
-        if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.device.type != "cpu":
+        if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.device.type == "meta":
             return False
         if self.model.params.kind(name) is ParamKind.PARAMETER:
             return False
-        self._values[node] = tensor.detach()
+        self._values[node] = tensor.detach().cpu()
         return True
 
     def _tensors(self, node: Node) -> list[Labels]:
