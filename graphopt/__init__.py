@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphopt.diff import GraphDiff, diff
     from graphopt.errors import GraphoptError
     from graphopt.frontends import load, save
     from graphopt.frontends.torch import capture
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Contract": "transform",
+    "GraphDiff": "diff",
     "GraphoptError": "errors",
     "Model": "model",
     "Pass": "transform",
@@ -31,6 +33,7 @@ _HOMES = {
     "Target": "target",
     "build": "backend",
     "capture": "frontends.torch",
+    "diff": "diff",
     "load": "frontends",
     "run": "pipeline",
     "save": "frontends",
@@ -40,6 +43,7 @@ _HOMES = {
 
 __all__ = [
     "Contract",
+    "GraphDiff",
     "GraphoptError",
     "Model",
     "Pass",
@@ -48,6 +52,7 @@ __all__ = [
     "Target",
     "build",
     "capture",
+    "diff",
     "load",
     "run",
     "save",

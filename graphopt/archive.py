@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from graphopt.export import example_sizes, make_codegen
 from graphopt.fake import Shapes
 from graphopt.files import write_whole
 from graphopt.graph_json import graph_from_json, graph_to_json
+from graphopt.mapped import map_tensors
 from graphopt.model import Model, empty_module
 from graphopt.params import ParamKind
 from graphopt.sample import sample_inputs
@@ -37,7 +38,8 @@ __all__ = ["SCHEMA", "load_gopt", "save_gopt"]
 SCHEMA = 1
 """Version of the format; a reader takes this one only."""
 
-_FILES = ("model.json", "graph.json", "weights.safetensors", "example.safetensors")
+_WEIGHTS = "weights.safetensors"
+_FILES = ("model.json", "graph.json", _WEIGHTS, "example.safetensors")
 
 
 def save_gopt(model: Model, path: Path) -> None:
@@ -54,13 +56,16 @@ def save_gopt(model: Model, path: Path) -> None:
                 archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo's default date keeps the bytes the same
 
 
-def load_gopt(path: Path) -> Model:
+def load_gopt(path: Path, *, mapped: bool = False) -> Model:
     """Read a model and verify it.
+
+    Args:
+        mapped: leave the weights on disk until they are looked at, unchecked, for models larger than memory.
 
     Raises:
         LoadError: for a missing part, damaged JSON or tensors, another schema, or a graph that does not verify.
     """
-    data = _read(path)
+    data = _read(path, _FILES if not mapped else tuple(name for name in _FILES if name != _WEIGHTS))
     try:
         header = json.loads(data["model.json"])
         if header.get("schema") != SCHEMA:
@@ -68,7 +73,10 @@ def load_gopt(path: Path) -> Model:
                 f"'{path}' has schema {header.get('schema')!r}, this version reads {SCHEMA}",
                 todo=f"it was written by graphopt {header.get('versions', {}).get('graphopt', '?')}",
             )
-        model = _assemble(header, json.loads(data["graph.json"]), data)
+        weights = map_tensors(path, _WEIGHTS) if mapped else None
+        if weights is None:
+            weights = tensors_from_bytes(data.get(_WEIGHTS) or _read(path, (_WEIGHTS,))[_WEIGHTS])
+        model = _assemble(header, json.loads(data["graph.json"]), weights, data["example.safetensors"])
         verify(model)
     except LoadError:
         raise
@@ -139,17 +147,19 @@ def _json(data: Any) -> bytes:
     return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _read(path: Path) -> dict[str, bytes]:
+def _read(path: Path, names: Sequence[str]) -> dict[str, bytes]:
     try:
         if path.is_dir():
-            return {name: (path / name).read_bytes() for name in _FILES}
+            return {name: (path / name).read_bytes() for name in names}
         with zipfile.ZipFile(path) as archive:
-            return {name: archive.read(name) for name in _FILES}
+            return {name: archive.read(name) for name in names}
     except (zipfile.BadZipFile, KeyError, OSError) as error:
         raise LoadError(f"'{path}' is no .gopt model", why=str(error)) from error
 
 
-def _assemble(header: Mapping[str, Any], graph: Mapping[str, Any], data: Mapping[str, bytes]) -> Model:
+def _assemble(
+    header: Mapping[str, Any], graph: Mapping[str, Any], weights: Mapping[str, torch.Tensor], example: bytes
+) -> Model:
     signature = Signature.from_json(header["signature"])
     in_spec, out_spec = (_tree(text) for text in (signature.in_tree, signature.out_tree))
     shapes = Shapes()
@@ -160,11 +170,11 @@ def _assemble(header: Mapping[str, Any], graph: Mapping[str, Any], data: Mapping
     model = Model(
         empty_module(), signature, shapes, mode=header["mode"], kept=header["kept"], history=header["history"]
     )
-    _add_tensors(model, header, tensors_from_bytes(data["weights.safetensors"]))
+    _add_tensors(model, header, weights)
     model.module.graph = graph_from_json(graph, model, sizes)
     model.graph._codegen = make_codegen(header["arguments"], in_spec, out_spec)
     model.touch()
-    model.example = _example(model, header, tensors_from_bytes(data["example.safetensors"]))
+    model.example = _example(model, header, tensors_from_bytes(example))
     return model
 
 

@@ -19,8 +19,11 @@ __all__ = ["FORMATS", "load", "save"]
 FORMATS = (".gopt", ".pt2", ".onnx")
 
 
-def load(source: str | os.PathLike[str]) -> Model:
+def load(source: str | os.PathLike[str], *, mapped: bool = False) -> Model:
     """Read a model from a file, or from `module:callable`, a function that returns `(nn.Module, example_inputs)`.
+
+    Args:
+        mapped: leave the weights of a `.gopt` file on disk until they are looked at; damage to them is not noticed.
 
     Raises:
         LoadError: for a missing, damaged or foreign file.
@@ -38,7 +41,8 @@ def load(source: str | os.PathLike[str]) -> Model:
         raise LoadError(f"'{text}' is no model file: the suffix is none of {', '.join(FORMATS)}")
     if not path.exists():
         raise LoadError(f"there is no file '{text}'")
-    model: Model = _function(path.suffix, "load")(path)
+    options = {"mapped": True} if mapped and path.suffix == ".gopt" else {}
+    model: Model = _function(path.suffix, "load")(path, **options)
     return model
 
 
