@@ -2,14 +2,17 @@
 
     python -m benchmarks.pruning                        everything, into benchmarks/results/pruning.json and the page
     python -m benchmarks.pruning --data cifar10 --nets resnet vgg
-    python -m benchmarks.pruning --worker 0/2           every other case; run 1/2 beside it, then once without
+    python -m benchmarks.pruning --worker 0/2           every other case of those with a budget of multiply-accumulates;
+                                                        run 1/2 beside it, then once without
     python -m benchmarks.pruning --table                the tables in docs/pruning_accuracy.md alone
 
-Small nets, trained by `benchmarks.baselines`, are brought to a part of their multiply-accumulates. `before` is the test
-accuracy right after that, `after` the one after 200 steps of fine-tuning (128 images each, SGD or AdamW along a cosine,
-equal for all). Of Torch-Pruning all criteria are looked at without fine-tuning; the two with the highest accuracy, and
-`magnitude`, are fine-tuned. Seeds choose the calibration images (512, of the training part), and the order and the
-augmentation of the fine-tuning. Cases that are done are kept in the user's cache: a run that was killed goes on.
+Small nets, trained by `benchmarks.baselines`, are brought to a part of their multiply-accumulates, or of the latency of
+their compiled code with one image, which is measured by one process alone. `before` is the test accuracy right after
+that, `after` the one after 200 steps of fine-tuning (128 images each, SGD or AdamW along a cosine, equal for all). Of
+Torch-Pruning all criteria are looked at without fine-tuning; the two with the highest accuracy, and `magnitude`, are
+fine-tuned. Seeds choose the calibration images (512, of the training part), and the order and the augmentation of the
+fine-tuning. `latency` is that of the first seed's net. Cases that are done are kept in the user's cache: a run that was
+killed goes on.
 """
 
 from __future__ import annotations
@@ -29,12 +32,12 @@ import graphopt as go
 from benchmarks.baselines import BATCH, DEVICE, accuracy, baseline, fast_dtype, optimizer_for
 from benchmarks.images import DATA, Images, Shuffled, images
 from benchmarks.machine import commit, machine, versions
-from benchmarks.pruning_methods import METHODS, Task, Unsupported, macs, only_train_once
+from benchmarks.pruning_methods import METHODS, Budget, Task, Unsupported, macs, only_train_once
 from benchmarks.pruning_table import PAGE, RESULTS, page
 from benchmarks.small_nets import NETS
 from graphopt.train import finetune
 
-PARTS = (0.5, 0.25)
+BUDGETS: tuple[tuple[Budget, float], ...] = (("macs", 0.5), ("macs", 0.25), ("latency", 0.5))
 SEEDS = (0, 1, 2)
 STEPS = 200
 RATE = 0.2
@@ -46,13 +49,15 @@ OTO = "only-train-once hesso"
 class Case:
     data: str
     net: str
+    budget: Budget
     part: float
     method: str
     seed: int
 
     @property
     def file(self) -> Path:
-        folder = platformdirs.user_cache_path("graphopt") / "pruning" / f"{self.data}-{self.net}-{self.part}"
+        asked = f"{self.part}" if self.budget == "macs" else f"{self.budget}-{self.part}"
+        folder = platformdirs.user_cache_path("graphopt") / "pruning" / f"{self.data}-{self.net}-{asked}"
         return folder / f"{self.method.replace(' ', '-')}-{self.seed}.json"
 
     @property
@@ -70,7 +75,7 @@ def task_of(case: Case, data: Images) -> Task:
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(case.seed))
     chosen = order[: 4 * BATCH].split(BATCH)
     calibration = [(data.train[part].to(DEVICE), data.train_classes[part].to(DEVICE)) for part in chosen]
-    return Task(baseline(case.data, case.net)[0], case.part, calibration, case.seed)
+    return Task(baseline(case.data, case.net)[0], case.part, calibration, case.seed, case.budget)
 
 
 def tuning(case: Case, data: Images) -> dict[str, Any]:
@@ -95,6 +100,7 @@ def screened(case: Case, data: Images) -> float:
 
 
 def rivals(case: Case, data: Images) -> list[str]:
+    case = replace(case, budget="macs", part=0.5) if case.budget == "latency" else case
     names = [name for name in METHODS if name.startswith("torch-pruning") and "random" not in name]
     ranked = sorted(names, key=lambda name: -screened(replace(case, method=name), data))
     return list(dict.fromkeys([*ranked[:2], "torch-pruning magnitude"]))
@@ -116,6 +122,8 @@ def measured(case: Case, data: Images) -> dict[str, Any]:
             row["tuning seconds"] = time.perf_counter() - start
     except Unsupported as error:
         return {"refused": str(error)}
+    if case.budget == "latency":
+        row["latency"] = task.latency(small)
     return row | {
         "trained": known["accuracy"],
         "after": accuracy(_callable(small.eval()), data),
@@ -133,7 +141,7 @@ def _only_train_once(case: Case, task: Task, data: Images) -> tuple[Any, dict[st
         start = time.perf_counter()
         small = only_train_once(task, sparsity, options, tuning(case, data))
         row = {"before": None, "seconds": time.perf_counter() - start, "sparsity": sparsity}
-        left = macs(small, task.example) / macs(task.module, task.example)
+        left = task.left(small)
         if abs(left - case.part) < 0.02:
             break
         # What is left falls about as the square of the part of the groups that stays.
@@ -149,14 +157,25 @@ def _count(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def cases(options: argparse.Namespace) -> Iterator[Case]:
+def cases(options: argparse.Namespace, budget: Budget) -> Iterator[Case]:
     """Of every net all seeds of all methods, as far as they are fine-tuned."""
     for data in options.data:
         for net in options.nets:
-            for part in PARTS:
-                first = Case(data, net, part, "graphopt", 0)
+            for part in (part for name, part in BUDGETS if name == budget):
+                first = Case(data, net, budget, part, "graphopt", 0)
                 for method in ("graphopt", OTO, *rivals(first, images(data))):
                     yield from (replace(first, method=method, seed=seed) for seed in SEEDS)
+
+
+def timed(case: Case) -> None:
+    """Measure the latency of a net that was made for a budget of multiply-accumulates, before its fine-tuning.
+
+    only-train-once has no net then."""
+    look = replace(case, method=f"{case.method} latency")
+    if look.row is None and case.method != OTO and "refused" not in (case.row or {}):
+        task = task_of(case, images(case.data))
+        row = look.keep({"latency": task.latency(METHODS[case.method](task))})
+        print(case.data, case.net, case.part, case.method, row, flush=True)
 
 
 def gathered(options: argparse.Namespace) -> dict[str, Any]:
@@ -164,15 +183,16 @@ def gathered(options: argparse.Namespace) -> dict[str, Any]:
     nets: dict[str, Any] = {}
     for data in DATA:
         for net in NETS:
-            for part in PARTS:
+            for budget, part in BUDGETS:
                 found: dict[str, Any] = {}
                 for method in ("graphopt", OTO, *METHODS):
-                    rows = [row for seed in SEEDS if (row := Case(data, net, part, method, seed).row) is not None]
-                    look = Case(data, net, part, f"{method} look", 0).row
+                    first = Case(data, net, budget, part, method, 0)
+                    rows = [row for seed in SEEDS if (row := replace(first, seed=seed).row) is not None]
+                    look, time = (replace(first, method=f"{method} {what}").row for what in ("look", "latency"))
                     if rows or look:
-                        found[method] = {"seeds": rows, "look": look}
+                        found[method] = {"seeds": rows, "look": look} | (time or {})
                 if found:
-                    nets.setdefault(f"{data} {net}", {})[str(part)] = found
+                    nets.setdefault(f"{data} {net}", {})[f"{budget} {part}"] = found
     return {
         "machine": machine(),
         "versions": versions("torch-pruning", "only-train-once"),
@@ -180,6 +200,21 @@ def gathered(options: argparse.Namespace) -> dict[str, Any]:
         "steps": STEPS,
         "nets": nets,
     }
+
+
+def run(case: Case) -> None:
+    if case.row is None:
+        row = case.keep(measured(case, images(case.data)))
+        print(case.data, case.net, case.budget, case.part, case.method, case.seed, row, flush=True)
+
+
+def alone(options: argparse.Namespace) -> None:
+    """What has to be timed."""
+    for case in cases(options, "latency"):
+        run(case)
+    for case in cases(options, "macs"):
+        if case.seed == 0:
+            timed(case)
 
 
 def main() -> None:
@@ -190,12 +225,12 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="measure nothing")
     options = parser.parse_args()
     worker, workers = map(int, options.worker.split("/"))
-    for index, case in enumerate(() if options.table else cases(options)):
-        if case.row is None and (index // len(SEEDS)) % workers == worker:
-            row = case.keep(measured(case, images(case.data)))
-            print(case.data, case.net, case.part, case.method, case.seed, row, flush=True)
+    for index, case in enumerate(() if options.table else cases(options, "macs")):
+        if (index // len(SEEDS)) % workers == worker:
+            run(case)
     if workers == 1:
         if not options.table:
+            alone(options)
             RESULTS.write_text(json.dumps(gathered(options), indent=1) + "\n")
         PAGE.write_text(page(PAGE.read_text(), json.loads(RESULTS.read_text())))
 

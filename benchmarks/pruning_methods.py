@@ -1,7 +1,7 @@
 """Ways to make a trained net smaller: ours, and those of Torch-Pruning and only-train-once.
 
 All get the same calibration images, and go to the same part of the multiply-accumulates, which are counted by one
-counter for all.
+counter for all, or of the latency, for which all are compiled by us and take turns with the net that was trained.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import graphopt as go
+from graphopt.backend import Artifact
+from graphopt.measure import Stopwatch
+from graphopt.sample import sample_inputs
+from graphopt.target import Target
 from graphopt.train import finetune
 
-__all__ = ["METHODS", "Task", "Unsupported", "macs", "only_train_once", "ours"]
+__all__ = ["METHODS", "Budget", "Task", "Unsupported", "macs", "only_train_once", "ours"]
+
+Budget = Literal["macs", "latency"]
+VECTOR = 16
+"""Channels that stay are multiples of it where a latency is asked for."""
 
 
 class Unsupported(Exception):
@@ -36,7 +44,7 @@ class Task:
 
     Attributes:
         module: the trained net, which stays as it is.
-        part: the part of its multiply-accumulates to keep.
+        part: the part of its multiply-accumulates, or of its latency, to keep.
         calibration: images and their classes, in batches.
     """
 
@@ -44,10 +52,33 @@ class Task:
     part: float
     calibration: list[tuple[Tensor, Tensor]] = field(repr=False)
     seed: int
+    budget: Budget = "macs"
 
     @property
     def example(self) -> Tensor:
         return self.calibration[0][0][:1]
+
+    def left(self, small: nn.Module | go.Model) -> float:
+        """The part of what is budgeted that a smaller net still takes."""
+        if self.budget == "latency":
+            return self.latency(small)
+        return macs(small, self.example) / macs(self.module, self.example)
+
+    def latency(self, small: nn.Module | go.Model) -> float:
+        """The part of the latency, of both compiled for one image."""
+        watch = Stopwatch(Target.parse("cpu"))
+        model = self._exact(small)
+        return watch.ratio(watch.build(model), self._compiled, sample_inputs(model))
+
+    @cached_property
+    def _compiled(self) -> Artifact:
+        return Stopwatch(Target.parse("cpu")).build(self._exact(self.module))
+
+    def _exact(self, net: nn.Module | go.Model) -> go.Model:
+        module = net.module if isinstance(net, go.Model) else net
+        with torch.no_grad():
+            model = go.capture(deepcopy(module).cpu().eval(), (self.example.cpu(),))
+        return go.run(model, "exact", check=False)[0]
 
 
 def macs(model: nn.Module | go.Model, example: Tensor) -> float:
@@ -60,11 +91,10 @@ def macs(model: nn.Module | go.Model, example: Tensor) -> float:
 
 def ours(task: Task, options: str = "") -> go.Model:
     """`prune-channels`, with its defaults."""
-    example = task.calibration[0][0][:2]
-    model = go.capture(deepcopy(task.module).eval(), (example,), dynamic={0: {0: "batch"}})
+    model = go.capture(deepcopy(task.module).eval(), (task.example,), dynamic={0: {0: "batch"}})
     images = [(x,) for x, _ in task.calibration]
-    small, _ = go.run(model, f"prune-channels{{macs={task.part},seed={task.seed}{options}}}", calib=images, check=False)
-    return small
+    text = f"prune-channels{{{task.budget}={task.part},seed={task.seed}{options}}}"
+    return go.run(model, text, calib=images, check=False)[0]
 
 
 CRITERIA = ("magnitude", "taylor", "bn-scale", "lamp", "fpgm", "random")
@@ -72,7 +102,7 @@ CRITERIA = ("magnitude", "taylor", "bn-scale", "lamp", "fpgm", "random")
 
 
 def criterion(task: Task, name: str, *, everywhere: bool) -> nn.Module:
-    """Torch-Pruning, once, with the ratio that leaves the wanted part; found by bisection."""
+    """Torch-Pruning, once, with the ratio that leaves the wanted part: bisected, for a latency in fewer steps."""
     gradients: list[Tensor | None] = []
     if name == "taylor":
         trained = deepcopy(task.module).eval()
@@ -81,10 +111,10 @@ def criterion(task: Task, name: str, *, everywhere: bool) -> nn.Module:
         gradients = [parameter.grad for parameter in trained.parameters()]
     low, high = 0.0, 0.98
     best = None
-    for _ in range(9):
+    for _ in range(9 if task.budget == "macs" else 6):
         middle = (low + high) / 2
         small = _torch_pruned(task, name, middle, everywhere, gradients)
-        if macs(small, task.example) > task.part * macs(task.module, task.example):
+        if task.left(small) > task.part:
             low = middle
         else:
             high, best = middle, small
@@ -116,6 +146,7 @@ def _torch_pruned(task: Task, name: str, ratio: float, everywhere: bool, gradien
         global_pruning=everywhere,
         pruning_ratio=ratio,
         max_pruning_ratio=0.9,
+        round_to=VECTOR if task.budget == "latency" else None,
         ignored_layers=[m for m in module.modules() if isinstance(m, nn.Linear) and m.out_features == 10],
         num_heads={m.qkv: m.heads for m in module.modules() if hasattr(m, "qkv")},
         unwrapped_parameters=[(position, 2)] if position is not None else None,

@@ -25,25 +25,27 @@ def tables(results: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for net, parts in results["nets"].items():
         lines += [f"### {net}, {100 * _trained(parts):.1f} % when trained", ""]
-        lines += ["| MACs asked | method | MACs | parameters | before tuning | after tuning | seconds |"]
-        lines += ["|---:|---|---:|---:|---:|---:|---:|"]
-        for part, methods in parts.items():
-            lines += [row for method, found in methods.items() for row in _row(part, method, found)]
+        lines += ["| asked | method | MACs | latency | parameters | before tuning | after tuning | seconds |"]
+        lines += ["|---|---|---:|---:|---:|---:|---:|---:|"]
+        for asked, methods in parts.items():
+            lines += [row for method, found in methods.items() for row in _row(asked, method, found)]
         lines += [""]
     where = results["machine"]
     return "\n".join([*lines, f"{where['processor']}, {where['cores']} cores."])
 
 
-def _row(part: str, method: str, found: Mapping[str, Any]) -> Iterator[str]:
+def _row(asked: str, method: str, found: Mapping[str, Any]) -> Iterator[str]:
     rows = [row for row in found["seeds"] if "after" in row]
     if not rows:
         if found["seeds"]:
-            yield f"| {part} | {method} | refused | | | | |"
+            yield f"| {asked} | {method} | refused | | | | | |"
         return
     before = [row["before"] for row in rows if row["before"] is not None]
-    left = " | ".join(f"{mean(row[what] for row in rows):.3f}" for what in ("macs", "parameters"))
+    times = [row["latency"] for row in rows if "latency" in row] or [found[key] for key in ("latency",) if key in found]
+    macs, parameters = (f"{mean(row[what] for row in rows):.3f}" for what in ("macs", "parameters"))
+    left = f"{macs} | {f'{mean(times):.2f}' if times else ''} | {parameters}"
     accuracy = f"{_spread(before) if before else 'none'} | {_spread([row['after'] for row in rows])}"
-    yield f"| {part} | {method} | {left} | {accuracy} | {mean(row['seconds'] for row in rows):.0f} |"
+    yield f"| {asked} | {method} | {left} | {accuracy} | {mean(row['seconds'] for row in rows):.0f} |"
 
 
 def _spread(values: list[float]) -> str:

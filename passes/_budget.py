@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
-
-import torch
+from collections.abc import Mapping
 
 from graphopt.analysis.cost import cost
 from graphopt.analysis.coupling import Coupling
@@ -111,21 +109,21 @@ class Memory(Budget):
 
 class Latency(Budget):
     """Seconds of compiled code on a target. The plan goes by what each layer takes alone; what a plan reaches is
-    measured on the compiled model, which takes turns with the compiled original."""
+    measured on the compiled model, which takes turns with the compiled original, at the sizes of the example."""
 
     name = "latency"
     enough = 0.93
     before = 1.0
 
-    def __init__(self, part: float, watch: Stopwatch, inputs: Sequence[torch.Tensor]) -> None:
+    def __init__(self, part: float, watch: Stopwatch) -> None:
         super().__init__(part)
-        self.watch, self.inputs = watch, list(inputs)
+        self.watch = watch
         self.step = max(1, watch.target.vector_bits // 32)
 
     def look(self, coupling: Coupling, *, first: bool) -> None:
         model = coupling.model
         if first:
-            self.inputs = self.inputs or sample_inputs(model)
+            self.inputs = sample_inputs(model)
             self.table = LatencyTable(self.watch)
             self._original = self.watch.build(model)
         self.amounts = {node: self.table.seconds(node) for node in model.graph.nodes if _is_layer(node)}

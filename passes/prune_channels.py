@@ -45,11 +45,11 @@ class PruneChannels(Pass):
         convolutions, embeddings. Inputs, outputs, and what an unknown operator or an index that depends on data
         touches, stay; each is reported with the reason.
         Options: `macs`, `params`, `memory` (weights and the activations alive at once) or `latency`, the part of it to
-        keep, one of the four; for a latency the `target` and the number of `threads`; `importance`, the measure
-        (`taylor` with calibration data and `magnitude` without, by default); `only` and `leave`, names of groups;
-        `most`, the largest part of a group that may go, and `limits`, that of single groups as NAME:PART; `step`, of
-        which the widths that stay are multiples (for a latency as many as a vector holds, else 1); `branches`, whether
-        whole operands of sums may go as well (residual blocks, attention); `refit`; `seed`.
+        keep at the sizes of the example, one of the four; for a latency the `target` and the number of `threads`;
+        `importance`, the measure (`taylor` with calibration data and `magnitude` without, by default); `only` and
+        `leave`, names of groups; `most`, the largest part of a group that may go, and `limits`, that of single groups
+        as NAME:PART; `step`, of which the widths that stay are multiples (for a latency as many as a vector holds, else
+        1); `branches`, whether whole operands of sums may go as well (residual blocks, attention); `refit`; `seed`.
 
     Safety:
         Lossy. Proven on the spot: the cut model computes what the original does when nobody reads the removed
@@ -98,7 +98,7 @@ class PruneChannels(Pass):
     seed: int = 0
 
     def run(self, rw: Rewriter) -> None:
-        budget = self._budget(rw)
+        budget = self._budget()
         importance = self._importance(rw)
         self._check_branches(rw, importance)
         refit = self._refits(rw)
@@ -128,7 +128,7 @@ class PruneChannels(Pass):
             "groups": [_row(width) for width in widths],
         }
 
-    def _budget(self, rw: Rewriter) -> Budget:
+    def _budget(self) -> Budget:
         given = {name: part for name in (*_COUNTED, "latency") if (part := getattr(self, name)) is not None}
         if len(given) != 1:
             raise UsageError(
@@ -141,8 +141,7 @@ class PruneChannels(Pass):
         if self.step is not None and self.step < 1:
             raise UsageError(f"step is {self.step}, it has to be at least 1")
         if name == "latency":
-            watch = Stopwatch(Target.parse(self.target), self.threads)
-            return Latency(part, watch, rw.calib[0] if rw.calib else ())
+            return Latency(part, Stopwatch(Target.parse(self.target), self.threads))
         return _COUNTED[name](part)
 
     def _limits(self, coupling: Coupling) -> dict[str, float]:

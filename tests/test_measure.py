@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,28 @@ def test_two_models_take_turns() -> None:
     inputs = [torch.randn(64, 256)]
     assert watch.ratio(wide, wide, inputs) < 50
     assert watch.ratio(Narrow(), wide, inputs) > 0  # type: ignore[arg-type]
+
+
+class _Counted:
+    """Moves a clock on by what its calls take, each number in turn."""
+
+    def __init__(self, clock: list[float], *seconds: float) -> None:
+        self.clock, self.seconds = clock, itertools.cycle(seconds)
+
+    def run(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        self.clock[0] += next(self.seconds)
+        return tensors
+
+
+def test_single_calls_that_were_disturbed_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    watch = Stopwatch(CPU)
+
+    def ratio(*pair: _Counted) -> float:
+        return watch.ratio(*pair, [])  # type: ignore[arg-type]  # both only run
+
+    steady = _Counted(clock, 2.0)
+    assert ratio(_Counted(clock, 1.0), steady) == pytest.approx(0.5)
+    assert ratio(_Counted(clock, 1.0, 9.0, 5.0), steady) == pytest.approx(0.5)
+    assert ratio(steady, _Counted(clock, 7.0, 4.0)) == pytest.approx(0.5)
