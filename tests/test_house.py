@@ -28,7 +28,7 @@ LAYERS = [
     {"model", "printer"},
     {"mode"},
     {"export", "verify"},
-    {"sample", "graph_json", "analysis", "transform", "solve"},
+    {"sample", "graph_json", "analysis", "transform", "solve", "depth"},
     {"archive", "rewriter", "check", "registry", "backend"},
     {"match", "instruments", "repro", "surgery", "measure"},
     {"pipeline", "train"},
