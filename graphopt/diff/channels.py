@@ -70,16 +70,27 @@ def _shape_graph(pairing: Pairing) -> nx.Graph:
     """The values whose shape changed, joined where one is made from the other without mixing channels anew."""
     graph = nx.Graph()
     for i, j in pairing.pairs():
-        if not _shape_changed(pairing, i, j):
-            continue
-        graph.add_node(("value", i))
+        changed = [("value", i)] if _shape_changed(pairing, i, j) else []
+        graph.add_nodes_from(changed)
         if _mixes(pairing, i):
             continue
-        for _, source in pairing.a.data_operands(i):
-            mate = pairing.mate_a[source]
-            if mate is not None and _shape_changed(pairing, source, mate):
-                graph.add_edge(("value", i), ("value", source))
+        sources = [
+            ("value", source)
+            for _, source in pairing.a.data_operands(i)
+            if (mate := pairing.mate_a[source]) is not None and _shape_changed(pairing, source, mate)
+        ]
+        # Query and key of attention lose positions together, of which its result shows nothing.
+        if pairing.a.items[i].operator == "scaled_dot_product_attention" and not _heads_changed(pairing, i, j):
+            query_key = [("value", source) for _, source in list(pairing.a.data_operands(i))[:2]]
+            nx.add_path(graph, [source for source in sources if source in query_key])
+            sources = [source for source in sources if source not in query_key]
+        nx.add_path(graph, [*changed, *sources])
     return graph
+
+
+def _heads_changed(pairing: Pairing, i: int, j: int) -> bool:
+    dims = [view.items[at].shape.split(", ")[-3:-2] for view, at in ((pairing.a, i), (pairing.b, j))]
+    return dims[0] != dims[1]
 
 
 def _connect(graph: nx.Graph, pairing: Pairing, key: _Key) -> None:

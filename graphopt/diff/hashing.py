@@ -25,7 +25,10 @@ def up_hashes(view: View, labels: Sequence[int], partner: Sequence[int | None], 
     for item in view.items:
         number = partner[item.index]
         if number is not None:
-            found.append(intern(("pair", number)))
+            found.append(-1 - number)  # below all that the interner gives
+            continue
+        if item.kind == "tensor":
+            found.append(0)
             continue
         operands = [
             (edge_slot(view, item.index, slot), found[source]) for slot, source in view.data_operands(item.index)
@@ -42,7 +45,9 @@ def down_hashes(view: View, labels: Sequence[int], partner: Sequence[int | None]
     for item in reversed(view.items):
         number = partner[item.index]
         if number is not None:
-            found[item.index] = intern(("pair", number))
+            found[item.index] = -1 - number
+            continue
+        if item.kind == "tensor":
             continue
         users = sorted((edge_slot(view, user, slot), found[user]) for slot, user in view.users[item.index])
         found[item.index] = intern(("down", labels[item.index], tuple(users)))

@@ -58,8 +58,9 @@ def match_views(a: View, b: View, marks: tuple[Marks, Marks]) -> Pairing:
 
 
 def _match_rest(pairing: Pairing, levels: dict[Level, tuple[list[int], list[int]]], intern: Interner) -> None:
-    _anchor(pairing, _names(pairing.a), _names(pairing.b))
     spread(pairing, *levels["structure"])
+    spread(pairing, *levels["operator"])
+    _anchor(pairing, _names(pairing.a), _names(pairing.b))
     spread(pairing, *levels["operator"])
     align_between(pairing, levels["structure"], intern)
     for level in LEVELS[1:]:

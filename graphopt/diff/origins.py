@@ -63,10 +63,11 @@ class Origins:
         return tuple(name for name in self.known if name in found)
 
     def _rules(self, entry: Entry, gone: list[Item], come: list[Item]) -> Iterator[str]:
-        if entry.kind in ("pruned", "widened"):
+        apart = any(_bare(item) in _TAKEN_APART for item in come)
+        if entry.kind in ("pruned", "widened") or (entry.kind == "rewritten" and not apart and _resizes(entry)):
             yield from _CHANNELS
         names = {_bare(item) for item in gone}
-        if names & _IDENTITIES or (not come and any(_rearranges(item) for item in gone)):
+        if names & _IDENTITIES or any(self._is_identity(item) for item in gone):
             yield "remove-identity"
         if any(_rearranges(item) for item in gone):
             yield "simplify-shapes"
@@ -77,12 +78,20 @@ class Origins:
         if entry.kind == "rewritten" and names & _AFFINE:
             yield "fuse-affine"
         layers = any(family(item.operator) in ("matrix product", "convolution") for item in gone)
-        if layers and any(_bare(item) in _TAKEN_APART for item in come):
+        if layers and apart:
             yield "merge-parallel-linear"
         if entry.kind == "removed" and all(item.index in self._dead for item in gone):
             yield "dead-code"
         elif entry.kind == "removed" and not names & _IDENTITIES and not any(_rearranges(item) for item in gone):
             yield "common-subexpressions"
+
+    def _is_identity(self, item: Item) -> bool:
+        """Whether a call returns what it reads: it rearranges nothing, or adds zero, or multiplies by one."""
+        sources = [self.before.items[source] for _, source in item.operands]
+        if len(sources) != 1 or sources[0].shape != item.shape:
+            return False
+        neutral = {"add": 0, "sub": 0, "mul": 1, "div": 1}.get(_bare(item))
+        return _rearranges(item) or (neutral is not None and item.attributes.get("other") == neutral)
 
 
 def _upwards(view: View) -> set[int]:
@@ -92,6 +101,12 @@ def _upwards(view: View) -> set[int]:
         if item.index in needed:
             needed.update(source for _, source in item.operands)
     return needed
+
+
+def _resizes(entry: Entry) -> bool:
+    """Whether a layer that stayed has a weight of another shape: it was rewritten and lost channels, both."""
+    tensors = [change.tensor for pair in entry.pairs for change in pair.changes if change.tensor is not None]
+    return any(tensor.relation in ("resized", "sliced") for tensor in tensors)
 
 
 def _bare(item: Item) -> str:

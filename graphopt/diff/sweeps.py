@@ -26,6 +26,8 @@ def sweep(pairing: Pairing, labels_a: Sequence[int], labels_b: Sequence[int], in
     before = pairing.count
     for upwards in (True, False):
         a, b = pairing.a, pairing.b
+        if not pairing.free_calls_a() or not pairing.free_calls_b():
+            break
         up = up_hashes(a, labels_a, pairing.number_a, intern), up_hashes(b, labels_b, pairing.number_b, intern)
         down = down_hashes(a, labels_a, pairing.number_a, intern), down_hashes(b, labels_b, pairing.number_b, intern)
         keys, others = (up, down) if upwards else (down, up)

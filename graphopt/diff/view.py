@@ -6,6 +6,7 @@ paths are kept beside it to break ties and to be shown.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterator
@@ -133,6 +134,8 @@ class _Builder:
         operands: list[Operand] = []
         for slot, argument in _arguments(node):
             _split(slot, argument, numbers, attributes, operands)
+        if attributes.get("scale", 0) is None and (scale := _default_scale(node)) is not None:
+            attributes["scale"] = scale  # pruning spells it out, and it stays the same
         return Item(
             index,
             "call",
@@ -176,6 +179,14 @@ def _arguments(node: fx.Node) -> Iterator[tuple[str, Any]]:
         return
     yield from ((str(position), argument) for position, argument in enumerate(node.args))
     yield from node.kwargs.items()
+
+
+def _default_scale(node: fx.Node) -> float | None:
+    """What attention multiplies its products with where nothing is given."""
+    if node.target is not torch.ops.aten.scaled_dot_product_attention.default:
+        return None
+    size = node.args[0].meta["val"].shape[-1] if isinstance(node.args[0], fx.Node) else None
+    return 1 / math.sqrt(size) if isinstance(size, int) and size else None
 
 
 def _split(
