@@ -19,7 +19,7 @@ GROUP = "graphopt.passes"
 
 PRESETS: dict[str, str] = {
     "exact": "repeat(remove-identity,simplify-shapes,fold-constants,common-subexpressions,fuse-affine,"
-    "fold-batch-norm,merge-parallel-linear,dead-code)",
+    "fold-batch-norm,merge-parallel-conv{concat=false},merge-parallel-linear,dead-code)",
 }
 """Named pipelines, usable wherever a pass is."""
 

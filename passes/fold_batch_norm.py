@@ -12,7 +12,7 @@ from graphopt.passes._affine import Affine, absorb
 from graphopt.rewriter import Node, Rewriter
 from graphopt.transform import Contract, Pass
 
-__all__ = ["FoldBatchNorm"]
+__all__ = ["FoldBatchNorm", "read_batch_norm"]
 
 aten = torch.ops.aten
 
@@ -63,10 +63,10 @@ class FoldBatchNorm(Pass):
     contract: ClassVar[Contract] = Contract.EXACT
 
     def run(self, rw: Rewriter) -> None:
-        absorb(rw, rw.find(aten.batch_norm.default), _read)
+        absorb(rw, rw.find(aten.batch_norm.default), read_batch_norm)
 
 
-def _read(rw: Rewriter, node: Node) -> Affine | str:
+def read_batch_norm(rw: Rewriter, node: Node) -> Affine | str:
     """The batch norm as an affine map on axis 1, or why it is none."""
     if argument(node, "training"):
         return "it trains, so its statistics are those of the batch"

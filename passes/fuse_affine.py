@@ -14,7 +14,7 @@ from graphopt.passes._stored import Stored, read_stored
 from graphopt.rewriter import Node, Rewriter
 from graphopt.transform import Contract, Pass
 
-__all__ = ["FuseAffine"]
+__all__ = ["FuseAffine", "read_affine"]
 
 aten = torch.ops.aten
 
@@ -78,10 +78,10 @@ class FuseAffine(Pass):
 
     def run(self, rw: Rewriter) -> None:
         targets = (*PRODUCTS, *QUOTIENTS, *SUMS, *DIFFERENCES, *REVERSED, *NEGATIONS)
-        absorb(rw, rw.find(*targets), _read)
+        absorb(rw, rw.find(*targets), read_affine)
 
 
-def _read(rw: Rewriter, node: Node) -> Affine | str | None:
+def read_affine(rw: Rewriter, node: Node) -> Affine | str | None:
     """The call as an affine map; None when it has no stored operand, or two."""
     target = node.target
     if target in NEGATIONS:

@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 
 from graphopt.errors import UsageError
-from graphopt.ops import argument, lookup
+from graphopt.ops import argument
 from graphopt.params import ParamKind
 from graphopt.passes._layers import Layer, read_layer
 from graphopt.passes._layout import relax_views
+from graphopt.passes._pieces import joined_name, why_in_one_piece
 from graphopt.rewriter import Node, Rewriter
 from graphopt.transform import Contract, Pass
 
@@ -112,26 +113,10 @@ def _mergeable(rw: Rewriter, node: Node, common: dict[str, object]) -> Layer | s
     for name, value in traits.items():
         if value != common.get(name, value):
             return f"its {name} is {value}, that of the others {common[name]}"
-    why = _why_in_one_piece(node)
+    why = why_in_one_piece(node)
     if why is None:
         common.update(traits)
     return why or layer
-
-
-def _why_in_one_piece(node: Node) -> str | None:
-    """Who may need the output without gaps between its rows; None when all read it, or views of it, by strides."""
-    stack, seen = [node], {node}
-    while stack:
-        for user in stack.pop().users:
-            info = lookup(user.target) if user.op == "call_function" else None
-            if info is None and user.op == "output":
-                return "it is an output of the model, which would have gaps between its rows"
-            if info is None:
-                return f"'{user.name}' ({user.target}) is unknown and may need it without gaps between its rows"
-            if info.view and user.target is not aten.contiguous.default and user not in seen:
-                seen.add(user)
-                stack.append(user)
-    return None
 
 
 def _traits(rw: Rewriter, layer: Layer) -> dict[str, object]:
@@ -150,7 +135,7 @@ def _traits(rw: Rewriter, layer: Layer) -> dict[str, object]:
 def _join(rw: Rewriter, layers: list[Layer]) -> None:
     first = layers[0].call
     why = f"merged: {', '.join(layer.call.name for layer in layers)}"
-    path = _joined_name([str(layer.weight.target) for layer in layers])
+    path = joined_name([str(layer.weight.target) for layer in layers])
     weight = _joined(rw, f"{path}.weight", [layer.weight for layer in layers], layers)
     biases = [layer.bias for layer in layers]
     bias = _joined(rw, f"{path}.bias", biases, layers) if any(biases) else None
@@ -189,17 +174,3 @@ def _joined(rw: Rewriter, name: str, nodes: list[Node | None], layers: list[Laye
     if source in rw.params.precision:
         rw.params.precision[str(made.target)] = rw.params.precision[source]
     return made
-
-
-def _joined_name(names: list[str]) -> str:
-    """A module path for the merged layer: what all have in common, then their own names in one.
-
-    `attn.q.weight` and `attn.k.weight` make `attn.q_k`.
-    """
-    paths = [name.removesuffix(".weight").split(".") for name in names]
-    common = 0
-    while all(len(path) > common + 1 and path[common] == paths[0][common] for path in paths):
-        common += 1
-    own = ["_".join(path[common:]) for path in paths]
-    joined = "_".join(own) if len(own) <= 4 else f"{own[0]}_to_{own[-1]}"
-    return ".".join([*paths[0][:common], joined])
