@@ -22,7 +22,7 @@ FOLDERS = {
 # Each room of the core and the rooms it may import; `frontends`, `passes`, `backends` and `tools` come on top.
 LAYERS = [
     {"errors", "names"},
-    {"target", "cpus", "files", "precision", "signature", "tree", "ops"},
+    {"target", "cpus", "files", "precision", "signature", "tree", "ops", "mapped"},
     {"fake"},
     {"params"},
     {"model", "printer"},
@@ -32,6 +32,7 @@ LAYERS = [
     {"archive", "rewriter", "check", "registry", "backend"},
     {"match", "instruments", "repro", "surgery", "measure"},
     {"pipeline", "train"},
+    {"diff"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

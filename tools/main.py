@@ -20,6 +20,7 @@ from graphopt.errors import GraphoptError, UsageError
 from graphopt.tools.bench import bench
 from graphopt.tools.build import build
 from graphopt.tools.console import complain, data
+from graphopt.tools.diff import DiffCommand, diff
 from graphopt.tools.explain import explain
 from graphopt.tools.groups import groups
 from graphopt.tools.info import info
@@ -77,6 +78,7 @@ app = typer.Typer(
 )
 for _command in (opt, build, run, bench, info, groups, sensitivity, passes, explain, repro, targets):
     app.command()(_command)
+app.command(cls=DiffCommand)(diff)
 
 
 def _version(wanted: bool) -> None:
@@ -101,6 +103,12 @@ def main() -> NoReturn:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     app()
     sys.exit(0)
+
+
+def graph_diff() -> NoReturn:
+    """Entry point of the console script `graph-diff`, which is `graphopt diff`."""
+    sys.argv[1:1] = ["diff"]
+    main()
 
 
 if __name__ == "__main__":

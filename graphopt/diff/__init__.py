@@ -63,6 +63,7 @@ def diff(
     tolerance: float = 0.0,
     weights: bool = True,
     cost: bool = True,
+    names: tuple[str, str] | None = None,
 ) -> GraphDiff:
     """Compare two models, of any formats. `diff(b, a)` says the same from the other side.
 
@@ -77,6 +78,7 @@ def diff(
         tolerance: relative difference up to which weights, attributes and, in a run, values count as equal.
         weights: whether to compare the contents of weights; without, only their shapes and dtypes.
         cost: whether to count what both cost.
+        names: what to call the two; by default the files they are read from.
 
     Raises:
         UsageError: for a tolerance below zero, an unknown backend, or an `ignore` that names nothing.
@@ -86,7 +88,7 @@ def diff(
     if not tolerance >= 0:
         raise UsageError(f"the tolerance is {tolerance}", todo="give a number from zero on, such as 1e-6")
     left_out = Filter.parse(ignore)
-    sides = [_side(source) for source in (a, b)]
+    sides = [_side(source, name) for source, name in zip((a, b), names or ("", ""), strict=True)]
     x, y = (side.view for side in sides)
     found = compare_views(x, y, tolerance=tolerance, weights=weights)
     kept = left_out.apply(found.entries, x, y)
@@ -107,12 +109,12 @@ def diff(
     )
 
 
-def _side(source: Model | str | os.PathLike[str]) -> Side:
+def _side(source: Model | str | os.PathLike[str], name: str) -> Side:
     if isinstance(source, Model):
-        return Side("", view_of(source))
+        return Side(name, view_of(source))
     from graphopt.frontends import load
 
-    return Side(os.fspath(source), view_of(load(source, mapped=True)))
+    return Side(name or os.fspath(source), view_of(load(source, mapped=True)))
 
 
 def _described(entries: Sequence[Entry], a: View, b: View) -> tuple[Entry, ...]:
