@@ -72,8 +72,8 @@ def one_stage(places: int, pieces: Sequence[Piece], budget: float) -> list[Piece
     for place in range(1, places + 1):
         cheapest.append(min((cheapest[pieces[i].start] + pieces[i].cost for i in ending[place]), default=np.inf))
         parts = [_extended(fronts[pieces[i].start], pieces[i], i, budget) for i in ending[place]]
-        columns = zip(*parts, strict=True) if parts else [(empty,)] * 4
-        fronts.append(_undominated(*(np.concatenate(column) for column in columns), budget))
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [empty] * 4
+        fronts.append(_undominated(_Front(*columns), budget))
     if cheapest[-1] == np.inf:
         raise BudgetError("no pieces lead from the first place to the last")
     if not len(fronts[-1].cost):
@@ -95,7 +95,8 @@ def _extended(front: _Front, piece: Piece, number: int, budget: float) -> tuple[
     return cost[fits], front.loss[fits] + piece.loss, np.full(len(fits), number), fits
 
 
-def _undominated(cost: np.ndarray, loss: np.ndarray, piece: np.ndarray, before: np.ndarray, budget: float) -> _Front:
+def _undominated(plans: _Front, budget: float) -> _Front:
+    cost, loss = plans.cost, plans.loss
     order = np.lexsort((loss, cost))
     falls = np.ones(len(order), dtype=bool)
     falls[1:] = loss[order][1:] < np.minimum.accumulate(loss[order])[:-1]
@@ -103,7 +104,7 @@ def _undominated(cost: np.ndarray, loss: np.ndarray, piece: np.ndarray, before: 
     if len(kept) > _MOST:  # within a part of the budget the last one loses least
         part = (cost[kept] / budget * _MOST).astype(np.int64)
         kept = kept[np.append(part[1:] != part[:-1], True)]
-    return _Front(cost[kept], loss[kept], piece[kept], before[kept])
+    return _Front(cost[kept], loss[kept], plans.piece[kept], plans.before[kept])
 
 
 def _traced(fronts: Sequence[_Front], pieces: Sequence[Piece]) -> list[Piece]:
@@ -151,7 +152,9 @@ def _cheapest_cuts(
     found: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {}
     for start in range(places):
         for end in range(start + 1, places + 1):
-            options = [(costs[start, end], ())] if (start, end) in costs else []
+            options: list[tuple[float, tuple[int, ...]]] = []
+            if (start, end) in costs:
+                options.append((costs[start, end], ()))
             options += [
                 (found[start, middle][0] + costs[middle, end], (*found[start, middle][1], middle))
                 for middle in range(start + 1, end)

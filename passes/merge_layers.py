@@ -1,0 +1,251 @@
+"""Depth compression: several layers become one, to a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from graphopt.analysis.widths import layer_macs
+from graphopt.backend import Artifact
+from graphopt.depth import Piece, one_stage, two_stage
+from graphopt.errors import UsageError
+from graphopt.measure import Stopwatch
+from graphopt.model import Model
+from graphopt.passes._linearise import start
+from graphopt.passes._merge_losses import Losses, values_at
+from graphopt.passes._merge_table import Candidate, Replacement, Table
+from graphopt.passes._merged_layer import Price, why_not_finite
+from graphopt.passes._output_error import OutputError
+from graphopt.passes._regression import fitted
+from graphopt.rewriter import Node, Rewriter
+from graphopt.sample import sample_inputs
+from graphopt.solve import BudgetError
+from graphopt.target import Target
+from graphopt.transform import Contract, Pass
+
+__all__ = ["MergeLayers"]
+
+_ROUNDS = 8
+_ENOUGH = {"macs": 0.98, "latency": 0.95}
+"""Of the budget: when a plan that meets it uses enough of it."""
+
+
+@dataclass(frozen=True)
+class MergeLayers(Pass):
+    """Merge layers of convolutional nets until a budget is met, leaving out the activations between them.
+
+    What:
+        Layers that follow each other, and whole blocks with their skip connections, become one convolution each, where
+        that is cheaper and loses least. What was left out is made up for by fitting the convolution to what the layers
+        make on calibration data.
+
+    Algebra:
+        Values x_0 .. x_n that all ways through the net go through. For i < j and every window k a convolution
+        W [out, in, k, k] with a cost T(i, j, k), and a loss I(i, j, k): the squared error of the net's outputs with
+        that convolution alone. W starts from the composition of all layers in between without their activations (a
+        skip is the identity in its middle), or from the identity where there is something else in between, and is moved
+        by ridge regression of x_j on patches of x_i. Choose i_0 = 0 < i_1 < .. < n: minimise the sum of losses subject
+        to sum of costs <= budget, exactly, by dynamic programming. Then all are fitted once more, in the order of the
+        graph, each to the original's x_j on the inputs that it really gets.
+
+    When it applies:
+        To models in evaluation mode, on images [n, channels, *sizes] with one or two axes: chains of convolutions,
+        residual blocks with and without projections, inverted residuals, and blocks with norms, gates or pooling in
+        them. Run `exact` first, so that batch norms are part of the layers. Left alone, each with the reason: unknown
+        operators, random numbers, layers whose one convolution would not be cheaper. Weights that are shared are read
+        and stay for their other users.
+        Options: `macs` or `latency`, the part of it to keep at the sizes of the example; for a latency the `target` and
+        the number of `threads`; `largest`, the widest window; `longest`, how many layers may become one; `plan`
+        (`one-stage`, or `two-stage`, which looks for stretches to make linear first and cuts those, without choosing
+        windows); `importance`, which measures a loss: `calibration`, or MODULE:FUNCTION, a function of yours from a
+        model to what it loses; `tune`, epochs of training every candidate towards the original's outputs first; `seed`.
+
+    Safety:
+        Lossy: train the result (`graphopt.train.finetune`). The table of losses is measured on the calibration data,
+        latencies of single layers on the target, and the budget on the whole compiled model.
+
+    Cost:
+        For every candidate a regression and a run over the calibration data; remembered on disk, so that another
+        budget costs nothing of it. A latency needs compilations of every layer and candidate, remembered too, and of
+        the model for every plan that is tried.
+
+    Source:
+        Kim et al., Efficient Latency-Aware CNN Depth Compression via Two-Stage Dynamic Programming, ICML 2023; Kim et
+        al., LayerMerge: Neural Network Depth Compression through Layer Pruning and Merging, ICML 2024. Fitting the
+        merged layer in the place of training every block is ours.
+
+    Example:
+        >>> import torch, graphopt
+        >>> conv = torch.nn.Conv2d
+        >>> net = torch.nn.Sequential(conv(8, 32, 1), torch.nn.ReLU(), conv(32, 32, 3, padding=1), torch.nn.ReLU(),
+        ...                           conv(32, 8, 1), torch.nn.ReLU(), conv(8, 8, 3, padding=1))
+        >>> images = torch.randn(16, 8, 10, 10)
+        >>> model = graphopt.capture(net.eval(), (images,))
+        >>> small, (report,) = graphopt.run(model, "merge-layers{macs=0.5}", calib=[(images,)])
+        >>> [row["layers"] for row in report.findings["merged"]]
+        [3]
+    """
+
+    name: ClassVar[str] = "merge-layers"
+    contract: ClassVar[Contract] = Contract.LOSSY("output error on calibration data")
+
+    macs: float | None = None
+    latency: float | None = None
+    target: str = "cpu"
+    threads: int | None = None
+    largest: int = 7
+    longest: int = 8
+    plan: Literal["one-stage", "two-stage"] = "one-stage"
+    importance: str = "calibration"
+    tune: int = 0
+    seed: int = 0
+
+    def run(self, rw: Rewriter) -> None:
+        name, part = self._checked(rw)
+        table = Table(rw, self._price(), largest=self.largest, longest=self.longest)
+        table.report()
+        if not table.candidates:
+            rw.findings |= {"merged": [], "nothing to merge": "no convolution is cheaper than several layers are"}
+            return
+        original = rw.model.clone(share_tensors=True)
+        losses = Losses(original, rw.calib, self.importance, self.tune)
+        goal = _Goal(self, original) if name == "latency" else _Goal(None, original)
+        planner = _Planner(table, losses.of(table.candidates), goal, two_stage=self.plan == "two-stage")
+        chosen = planner.within(part, _ENOUGH[name])
+        rw.findings |= {"budget": {name: part}, "achieved": {name: planner.reached}}
+        rw.findings["merged"] = [_row(one, planner.losses[one.label]) for one in chosen]
+        _merge(rw, original, chosen, self.seed)
+
+    def _price(self) -> Price:
+        return Price(self.target if self.latency is not None else None, self.threads)
+
+    def _checked(self, rw: Rewriter) -> tuple[str, float]:
+        given = {name: part for name in ("macs", "latency") if (part := getattr(self, name)) is not None}
+        if len(given) != 1:
+            raise UsageError("it needs one budget", todo="give macs=0.5 or latency=0.5, the part to keep")
+        ((name, part),) = given.items()
+        if not 0 < part < 1:
+            raise UsageError(f"{name} is {part:g}, it has to be between 0 and 1")
+        for option, least in (("largest", 1), ("longest", 2), ("tune", 0)):
+            if getattr(self, option) < least:
+                raise UsageError(f"{option} is {getattr(self, option)}, it has to be at least {least}")
+        if rw.model.mode == "train":
+            raise UsageError("layers are merged in evaluation mode", todo="call eval() on the model first")
+        if not rw.calib:
+            raise UsageError(
+                "what merged layers lose is measured on calibration data, and there is none",
+                todo="give some: calib= in Python, --calib DATA.npz on the command line",
+            )
+        return name, part
+
+
+class _Goal:
+    """What of the original's cost a model reaches: multiply-accumulates, or measured seconds of compiled code."""
+
+    def __init__(self, options: MergeLayers | None, original: Model) -> None:
+        self.original = original
+        self.watch: Stopwatch | None = None
+        if options is not None:
+            self.watch = Stopwatch(Target.parse(options.target), options.threads)
+            self.inputs = sample_inputs(original)
+            self.compiled: Artifact = self.watch.build(original)
+
+    def reached(self, chosen: list[Candidate]) -> float:
+        if not chosen:
+            return 1.0
+        copy = self.original.clone(share_tensors=True)
+        rw = Rewriter(copy)
+        replacement = Replacement(rw)
+        for one in chosen:
+            part = replacement.region(one)
+            replacement.replace(part, start(rw, part, one.size))
+        copy.touch()
+        if self.watch is None:
+            return sum(layer_macs(copy).values()) / sum(layer_macs(self.original).values())
+        return self.watch.ratio(self.watch.build(copy), self.compiled, self.inputs)
+
+
+class _Planner:
+    """Plans by the tables, corrected by what the plans are measured to reach."""
+
+    def __init__(self, table: Table, losses: dict[str, float], goal: _Goal, *, two_stage: bool) -> None:
+        self.table, self.losses, self.goal, self.two_stage = table, losses, goal, two_stage
+        self.reached = 1.0
+
+    def within(self, part: float, enough: float) -> list[Candidate]:
+        """The plan that uses most of the budget among those that keep it.
+
+        Raises:
+            BudgetError: when there is none.
+        """
+        aim = part * sum(self.table.costs)
+        best: tuple[float, list[Candidate]] | None = None
+        smallest = 1.0
+        for _ in range(_ROUNDS):
+            try:
+                chosen = self._chosen(aim)
+            except BudgetError:
+                chosen = self._cheapest()
+            reached = self.goal.reached(chosen)
+            smallest = min(smallest, reached)
+            if reached <= part and (best is None or reached > best[0]):
+                best = reached, chosen
+            if best is not None and best[0] >= enough * part:
+                break
+            if reached > part and chosen == self._cheapest():
+                break
+            aim *= part / reached * (0.995 if reached > part else 1.0)
+        if best is None:
+            raise BudgetError(
+                f"a part of {part:g} cannot be reached: {smallest:.2g} is the smallest that was",
+                why="layers that cannot become one, or would not be cheaper, stay",
+                todo="ask for less, raise `largest` or `longest`, or prune channels as well",
+            )
+        self.reached = best[0]
+        return best[1]
+
+    def _cheapest(self) -> list[Candidate]:
+        pieces = [Piece(p.start, p.end, 0.0, p.cost, p.option) for p in self._pieces()]
+        return _merged(one_stage(len(self.table.costs) - 1, pieces, 1.0))
+
+    def _chosen(self, aim: float) -> list[Candidate]:
+        places = len(self.table.costs) - 1
+        if not self.two_stage:
+            return _merged(one_stage(places, self._pieces(), aim))
+        whole: dict[tuple[int, int], Candidate] = {(one.start, one.end): one for one in self.table.candidates}
+        costs = {(i, i + 1): self.table.costs[i + 1] for i in range(places)} | {k: one.cost for k, one in whole.items()}
+        losses = {(i, i + 1): 0.0 for i in range(places)} | {k: self.losses[one.label] for k, one in whole.items()}
+        stretches = two_stage(places, costs, losses, aim)
+        return [
+            whole[piece.start, piece.end] for one in stretches for piece in one if (piece.start, piece.end) in whole
+        ]
+
+    def _pieces(self) -> list[Piece]:
+        kept = [Piece(place, place + 1, cost, 0.0) for place, cost in enumerate(self.table.costs[1:])]
+        return kept + [Piece(c.start, c.end, c.cost, self.losses[c.label], c) for c in self.table.candidates]
+
+
+def _merged(plan: list[Piece]) -> list[Candidate]:
+    return [piece.option for piece in plan if piece.option is not None]
+
+
+def _merge(rw: Rewriter, original: Model, chosen: list[Candidate], seed: int) -> None:
+    """Replace regions in order, each fitted to what the original makes of what it gets now."""
+    replacement = Replacement(rw)
+    for one in chosen:
+        part = replacement.region(one)
+        xs = values_at(rw.model, rw.calib, {part.source.name})[part.source.name]
+        ys = values_at(original, rw.calib, {part.target.name})[part.target.name]
+        kernel = fitted(start(rw, part, one.size), xs, ys, seed)
+        why = why_not_finite(kernel, ys[0].dtype)
+        if why is not None:
+            raise UsageError(f"'{part.target.name}' cannot be merged", why=why)
+        replacement.replace(part, kernel)
+    rw.model.touch()
+    rw.findings["output error"] = OutputError(original, rw.calib).of(rw.model)
+
+
+def _row(one: Candidate, loss: float) -> dict[str, Any]:
+    named: list[Node] = [one.part.source, one.part.target]
+    ends = [node.name for node in named]
+    return {"from": ends[0], "to": ends[1], "layers": len(one.part.steps), "window": one.size, "loss": loss}

@@ -1,0 +1,370 @@
+"""Several layers as one: what can be, what it loses, that budgets are kept, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import graphopt as go
+from graphopt.analysis.trunk import between, trunk
+from graphopt.analysis.widths import layer_macs
+from graphopt.errors import PassFailed, UsageError
+from graphopt.passes import _merge_losses
+from graphopt.passes._linearise import Region, linearised, region, start, windows
+from graphopt.passes._regression import convolve
+from graphopt.rewriter import Rewriter
+from graphopt.transform import Report
+from tests.compare import relative_error
+from tests.passes.apply import Net, operators, reasons
+
+Batches = list[tuple[Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GRAPHOPT_CACHE", str(tmp_path))
+
+
+def captured(net: nn.Module, *shape: int) -> go.Model:
+    return go.capture(net.eval(), (torch.randn(2, *shape),))
+
+
+def images(*shape: int, count: int = 3) -> Batches:
+    return [(torch.randn(2, *shape),) for _ in range(count)]
+
+
+def conv(i: int, o: int, k: int = 3, s: int = 1, groups: int = 1, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(i, o, k, s, k // 2, groups=groups, **options)
+
+
+def chain(width: int = 8) -> nn.Module:
+    """Wide in the middle, so that one layer for all is cheaper."""
+    wide = 6 * width
+    return nn.Sequential(
+        conv(width, wide, 1), nn.ReLU(), conv(wide, wide, 3, groups=wide), nn.ReLU(), conv(wide, width, 1),
+        conv(width, wide, 1), nn.ReLU6(), conv(wide, width, 1), nn.ReLU(), conv(width, 4),
+    )  # fmt: skip
+
+
+def merge(model: go.Model, text: str, calib: Batches) -> tuple[go.Model, Report]:
+    small, (report,) = go.run(model, text, calib=calib)
+    return small, report
+
+
+def error(small: go.Model, model: go.Model, batch: tuple[Tensor]) -> float:
+    with torch.no_grad():
+        return relative_error(small.call_flat(batch)[0], model.call_flat(batch)[0])
+
+
+# Regions
+
+
+class _Block(nn.Module):
+    """relu(f(x) + g(x)) with a g that is the identity, or a projection."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, active: bool = True) -> None:
+        super().__init__()
+        self.a, self.b = conv(inputs, outputs, 3, stride), nn.Conv2d(outputs, outputs, 1)
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride)
+        self.act = nn.ReLU() if active else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.b(self.act(self.a(x))) + self.skip(x))
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(6, 6, 1), (6, 9, 1), (6, 9, 2)])
+def test_a_block_without_its_activation_is_one_kernel(inputs: int, outputs: int, stride: int) -> None:
+    model = captured(_Block(inputs, outputs, stride, active=False), inputs, 9, 11)
+    values = trunk(model)
+    assert [node.name for node in values[-2:]] == ["add", "relu"]
+    rw = Rewriter(model)
+    part = region(rw, values[0], values[1])
+    assert isinstance(part, Region) and len(part.steps) == (2 if inputs == outputs else 3)
+    kernel = linearised(rw, part)
+    (x,) = images(inputs, 9, 11)[0]
+    assert kernel.size == (3, 3) and kernel.stride == (stride, stride)
+    with torch.no_grad():
+        assert relative_error(F.relu(convolve(kernel, x)), model.call_flat([x])[0]) < 1e-5
+    assert windows(rw, part, 7) == ([1, 3] if stride == 1 else [3]) and windows(rw, part, 2) == (
+        [1] if stride == 1 else []
+    )
+
+
+def test_windows_are_middles_of_the_whole_one() -> None:
+    model = captured(nn.Sequential(conv(4, 4), conv(4, 4), conv(4, 4, 1)), 4, 12, 12)
+    rw = Rewriter(model)
+    values = trunk(model)
+    part = region(rw, values[0], values[-1])
+    assert isinstance(part, Region) and windows(rw, part, 9) == [1, 3, 5] and windows(rw, part, 4) == [1, 3]
+    whole = linearised(rw, part)
+    for size, cut in ((5, 0), (3, 1), (1, 2)):
+        kernel = start(rw, part, size)
+        assert torch.equal(kernel.weight, whole.weight[:, :, cut : 5 - cut, cut : 5 - cut])
+        assert kernel.padding == ((2 - cut,) * 2,) * 2
+        assert start(rw, part, size, meta=True).weight.shape == kernel.weight.shape
+
+
+def test_the_trunk_holds_what_all_ways_go_through() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = torch.relu(net.a(x))
+        z = torch.relu(net.b(y))
+        return torch.sigmoid(net.c(torch.cat((y, z), 1)))  # y is read twice
+
+    model = captured(Net(forward, a=conv(3, 4), b=conv(4, 4), c=conv(8, 2)), 3, 8, 8)
+    values = trunk(model)
+    assert [node.name for node in values] == ["x", "conv2d", "relu", "cat", "conv2d_2", "sigmoid"]
+    assert [node.name for node in between(values[2], values[3])] == ["conv2d_1", "relu_1", "cat"]
+
+
+# Merging
+
+
+def test_what_one_convolution_can_do_is_merged_exactly() -> None:
+    net = nn.Sequential(conv(8, 48, 1), nn.Conv2d(48, 48, 3, groups=48), conv(48, 8, 1), nn.ReLU(), conv(8, 8))
+    model, calib = captured(net, 8, 10, 10), images(8, 10, 10)
+    small, report = merge(model, "merge-layers{macs=0.7}", calib)
+    assert [row["layers"] for row in report.findings["merged"]] == [3]
+    assert operators(small) == ["conv2d", "relu", "conv2d"]
+    assert error(small, model, images(8, 10, 10)[0]) < 1e-5 and report.findings["output error"] < 1e-5
+
+
+@pytest.mark.parametrize("plan", ["one-stage", "two-stage"])
+@pytest.mark.parametrize("part", [0.75, 0.5])
+def test_a_budget_is_kept_and_outputs_stay_near(part: float, plan: str) -> None:
+    model, calib = captured(chain(), 8, 12, 12), images(8, 12, 12, count=16)
+    small, report = merge(model, f"merge-layers{{macs={part},plan={plan}}}", calib)
+    reached = sum(layer_macs(small).values()) / sum(layer_macs(model).values())
+    assert report.findings["achieved"]["macs"] == pytest.approx(reached) and 0.2 < reached <= part
+    others = images(8, 12, 12, count=4)
+    ours = sum(error(small, model, batch) for batch in others)
+    nothing = [relative_error(torch.zeros_like(y), y) for batch in others for y in model.call_flat(batch)]
+    assert ours < 0.6 * sum(nothing)
+
+
+def test_less_is_lost_of_a_larger_budget() -> None:
+    model, calib = captured(chain(), 8, 12, 12), images(8, 12, 12, count=8)
+    lost = []
+    for part in (0.8, 0.55, 0.3):
+        _, report = merge(model, f"merge-layers{{macs={part}}}", calib)
+        lost.append(sum(row["loss"] for row in report.findings["merged"]))
+    assert 0 < lost[0] <= lost[1] <= lost[2] and lost[0] < lost[2]
+
+
+def test_blocks_of_other_kinds_become_one_convolution() -> None:
+    def gated(net: Any, x: Tensor) -> Tensor:  # squeeze and excitation
+        y = net.a(x)
+        return net.c(torch.relu(x + y * torch.sigmoid(net.b(y.mean((2, 3), keepdim=True)))))
+
+    def normed(net: Any, x: Tensor) -> Tensor:  # as in ConvNeXt
+        y = net.norm(net.a(x).permute(0, 2, 3, 1))
+        return net.c(x + net.e(F.gelu(net.d(y))).permute(0, 3, 1, 2))
+
+    nets = [
+        Net(gated, a=conv(8, 8, 5), b=nn.Conv2d(8, 8, 1), c=conv(8, 2, 1)),
+        Net(
+            normed,
+            a=conv(8, 8, 7, groups=8),
+            norm=nn.LayerNorm(8),
+            d=nn.Linear(8, 32),
+            e=nn.Linear(32, 8),
+            c=conv(8, 2, 1),
+        ),
+    ]
+    for net in nets:
+        model = captured(net, 8, 12, 12)
+        small, report = merge(model, "merge-layers{macs=0.5}", images(8, 12, 12, count=8))
+        (row,) = report.findings["merged"]
+        assert row["window"] in (1, 3) and operators(small).count("conv2d") <= 2 and "permute" not in operators(small)
+        assert report.findings["output error"] < 0.5
+
+
+def test_free_batch_and_the_module_stay() -> None:
+    net = chain().eval()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    model = go.capture(net, (torch.randn(2, 8, 12, 12),), dynamic={0: {0: "batch"}})
+    small, _ = merge(model, "merge-layers{macs=0.5}", [(torch.randn(8, 8, 12, 12),)])
+    assert small(torch.randn(5, 8, 12, 12)).shape == (5, 4, 12, 12)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert all(parameter.requires_grad for parameter in small.parameters())
+
+
+# The table on disk
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int = -1) -> list[int]:
+    calls: list[int] = []
+    fitted: Callable[..., Any] = _merge_losses.fitted
+
+    def count(*args: Any) -> Any:
+        if len(calls) == fail_at:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return fitted(*args)
+
+    monkeypatch.setattr(_merge_losses, "fitted", count)
+    return calls
+
+
+def test_another_budget_and_a_run_after_a_kill_measure_only_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, calib = captured(chain(), 8, 12, 12), images(8, 12, 12)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, fail_at=7)
+        merge(model, "merge-layers{macs=0.6}", calib)
+    (file,) = (tmp_path / "merging").iterdir()
+    kept = len(json.loads(file.read_text()))
+    assert 0 < kept <= 7
+    with monkeypatch.context() as patch:
+        calls = counted(patch)
+        first, _ = merge(model, "merge-layers{macs=0.6}", calib)
+    total = len(json.loads(file.read_text()))
+    assert len(calls) == total - kept > 0
+    with monkeypatch.context() as patch:
+        calls = counted(patch)
+        merge(model, "merge-layers{macs=0.4}", calib)
+        again, _ = merge(model, "merge-layers{macs=0.6}", calib)
+        assert not calls and str(again) == str(first)
+        merge(model, "merge-layers{macs=0.6}", images(8, 12, 12))  # other data
+        assert len(calls) == total
+
+
+def of_the_first_output(model: go.Model) -> float:
+    """Loss of a user: how many operators are left."""
+    return float(len(operators(model)))
+
+
+def test_a_function_of_the_users_is_asked() -> None:
+    model, calib = captured(chain(), 8, 12, 12), images(8, 12, 12)
+    name = f"{__name__}:{of_the_first_output.__name__}"
+    _, report = merge(model, f"merge-layers{{macs=0.5,importance={name}}}", calib)
+    assert all(row["loss"] == int(row["loss"]) < 0 for row in report.findings["merged"])
+    with pytest.raises(UsageError, match="no importance 'nowhere:nothing'"):
+        merge(model, "merge-layers{macs=0.5,importance=nowhere:nothing}", calib)
+
+
+def test_candidates_can_be_trained_before_they_are_judged() -> None:
+    model, calib = captured(chain(), 8, 12, 12), images(8, 12, 12)
+    _, report = merge(model, "merge-layers{macs=0.5,tune=1}", calib)
+    _, other = merge(model, "merge-layers{macs=0.5}", calib)
+    assert [row["loss"] for row in report.findings["merged"]] != [row["loss"] for row in other.findings["merged"]]
+
+
+# Latency
+
+
+def test_a_latency_is_planned_by_layers_and_met_by_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that goes by multiply-accumulates, and a start of its own for every layer."""
+    from graphopt.measure import LatencyTable, Stopwatch
+
+    def seconds(model: go.Model) -> float:
+        found = layer_macs(model)
+        return 2e4 * len(found) + sum(found.values())
+
+    def of_layer(table: Any, node: Any) -> float:
+        weight, out = node.args[1].meta["val"], node.args[0].meta["val"]
+        return 2e4 + weight.numel() * out.shape[0] * out.shape[2] * out.shape[3]
+
+    monkeypatch.setattr(Stopwatch, "build", lambda watch, model: model)
+    monkeypatch.setattr(Stopwatch, "ratio", lambda watch, a, b, inputs: seconds(a) / seconds(b))
+    monkeypatch.setattr(LatencyTable, "seconds", of_layer)
+    model, calib = captured(chain(), 8, 12, 12), images(8, 12, 12)
+    small, report = merge(model, "merge-layers{latency=0.6}", calib)
+    assert report.findings["achieved"]["latency"] == pytest.approx(seconds(small) / seconds(model)) and report.edits
+    assert 0.3 < report.findings["achieved"]["latency"] <= 0.6
+
+
+# Refusals
+
+
+def test_a_budget_that_cannot_be_met_says_what_can() -> None:
+    model = captured(chain(), 8, 12, 12)
+    with pytest.raises(UsageError, match=r"0\.01 cannot be reached: 0\.\d+ is the smallest"):
+        merge(model, "merge-layers{macs=0.01}", images(8, 12, 12))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "needs one budget"),
+        ("macs=0.5,latency=0.5", "needs one budget"),
+        ("macs=1.5", "macs is 1.5"),
+        ("macs=0.5,largest=0", "largest is 0"),
+        ("macs=0.5,longest=1", "longest is 1"),
+    ],
+)
+def test_wrong_options(options: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        merge(captured(chain(), 8, 6, 6), f"merge-layers{{{options}}}", images(8, 6, 6))
+
+
+def test_training_mode_and_missing_data_are_refused() -> None:
+    model = captured(chain(), 8, 6, 6)
+    with pytest.raises(UsageError, match="calibration data, and there is none"):
+        go.run(model, "merge-layers{macs=0.5}")
+    with pytest.raises(UsageError, match="evaluation mode"):
+        merge(go.capture(chain().train(), (torch.randn(2, 8, 6, 6),)), "merge-layers{macs=0.5}", images(8, 6, 6))
+
+
+def test_nothing_to_merge_is_said_and_nothing_edited() -> None:
+    def twice(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:  # an activation that is read twice, and is an output
+        y = torch.relu(net.a(x))
+        return y, net.b(y)
+
+    cases: list[tuple[nn.Module, tuple[int, ...], str]] = [
+        (nn.Sequential(conv(4, 4), nn.ReLU()), (4, 8, 8), ""),
+        (Net(twice, a=conv(4, 4), b=conv(4, 4)), (4, 8, 8), ""),
+        (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), (4,), "no images with channels"),
+        (nn.Sequential(conv(4, 1, 1), nn.ReLU(), conv(1, 4, 3, 2)), (4, 8, 8), "would take 4,608 instead of 1,664"),
+    ]
+    for net, shape, why in cases:
+        model = captured(net, *shape)
+        small, report = merge(model, "merge-layers{macs=0.9,largest=3}", images(*shape))
+        assert not report.edits and str(small) == str(model)
+        assert report.findings["merged"] == [] and "cheaper" in report.findings["nothing to merge"]
+        assert any(why in reason for reason in reasons(report)) or not why, reasons(report)
+
+
+def test_what_is_not_known_is_a_barrier() -> None:
+    @torch.library.custom_op("merging::mystery", mutates_args=())
+    def mystery(x: Tensor) -> Tensor:
+        return x * 2
+
+    mystery.register_fake(torch.empty_like)
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.after(mystery(net.before(x)))
+
+    model = captured(Net(forward, before=chain(), after=conv(4, 4)), 8, 12, 12)
+    small, report = merge(model, "merge-layers{macs=0.6}", images(8, 12, 12))
+    assert "merging.mystery.default" in " ".join(map(str, (node.target for node in small.graph.nodes)))
+    assert any("mystery" in reason and "not known" in reason for reason in reasons(report))
+    assert all(row["to"] != "conv2d_6" for row in report.findings["merged"])
+
+
+def test_a_shared_weight_stays_for_its_other_users() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = net.out(torch.relu(net.mid(torch.relu(net.wide(x)))))
+        return net.out(torch.relu(net.mid(torch.relu(y.repeat(1, 6, 1, 1)))))
+
+    net = Net(forward, wide=conv(8, 48, 1), mid=conv(48, 48, 3, groups=48), out=conv(48, 8, 1))
+    model = captured(net, 8, 10, 10)
+    small, report = merge(model, "merge-layers{macs=0.8}", images(8, 10, 10, count=8))
+    assert report.findings["achieved"]["macs"] <= 0.8
+    assert all(torch.equal(small.params[n], model.params[n]) for n in small.params if n in model.params)
+
+
+def test_a_loss_of_nan_is_no_choice() -> None:
+    net = chain()
+    with torch.no_grad():
+        net[0].weight.fill_(3e38)
+    model = captured(net, 8, 6, 6)
+    with pytest.raises((UsageError, PassFailed)):
+        merge(model, "merge-layers{macs=0.5}", images(8, 6, 6))
