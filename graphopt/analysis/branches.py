@@ -23,7 +23,7 @@ from graphopt.printer import module_path
 if TYPE_CHECKING:
     from graphopt.model import Model
 
-__all__ = ["Branch", "branches"]
+__all__ = ["Branch", "Stay", "branches"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,7 @@ class Branch:
         name: the module that its layers have in common, or the one that makes most of them.
         add: the addition.
         operand: which of its operands is the branch, 0 or 1.
+        entry: the value that it starts from.
         nodes: what makes the operand, in order; stored tensors that nothing else reads are part of it.
         layers: those of the nodes that have weights.
     """
@@ -41,14 +42,27 @@ class Branch:
     name: str
     add: Node
     operand: int
+    entry: Node
     nodes: tuple[Node, ...]
     layers: tuple[Node, ...]
 
 
-def branches(model: Model) -> list[Branch]:
+@dataclass(frozen=True)
+class Stay:
+    """Why what an addition adds is no branch that could go, and the calls with weights or attention that it is of."""
+
+    why: str
+    nodes: tuple[Node, ...]
+
+
+def branches(model: Model, stays: dict[Node, Stay] | None = None) -> list[Branch]:
     """The branches of a model in evaluation mode, in order of their additions; of one addition at most one. They are
-    nested in each other, or have no value in common."""
-    flow, found = _Flow(model), []
+    nested in each other, or have no value in common.
+
+    Args:
+        stays: gets the additions that look as if they ended a branch with layers and do not.
+    """
+    flow, found = _Flow(model, {} if stays is None else stays), []
     taken: Counter[str] = Counter()
     for node in model.graph.nodes:
         branch = flow.branch(node)
@@ -64,7 +78,8 @@ class _Flow:
     that all ways to it go through (Cooper, Harvey, Kennedy, A Simple, Fast Dominance Algorithm, 2001; without cycles
     one walk is enough). Sizes carry no values."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, stays: dict[Node, Stay]) -> None:
+        self.stays = stays
         self.place = {node: place for place, node in enumerate(model.graph.nodes)}
         self.above: dict[Node, Node | None] = {}
         self.level: dict[Node | None, int] = {None: 0}
@@ -89,22 +104,32 @@ class _Flow:
     def branch(self, add: Node) -> Branch | None:
         """The branch that ends at a call, if that is an addition: of two the longer one."""
         entry, operands = self.above.get(add), _operands(add)
-        if entry is None or not operands or any(operand not in self.above for operand in operands):
+        if not operands or any(operand not in self.above for operand in operands):
             return None
-        found = []
+        found, stays = [], []
         for place, (operand, kept) in enumerate((operands, operands[::-1])):
-            nodes = self._inside(add, operand, entry)
-            if nodes and not _is_echo(kept, add):
-                layers = tuple(node for node in nodes if _is_layer(node, self.above))
+            nodes, stop = self._inside(add, operand, entry or kept)
+            layers = tuple(node for node in nodes if _is_layer(node, self.above))
+            why = self._refusal(stop, add, nodes) if stop else self._misfit(entry, kept, add)
+            if layers and why is None:
                 found.append((self._least(nodes, layers), len(layers), place, nodes, layers))
+            elif layers and why is not None:
+                stays.append(Stay(why, nodes))
         depth, _, place, nodes, layers = max(found, key=lambda one: one[:2], default=(0, 0, 0, (), ()))
-        return Branch(_name(layers), add, place, nodes, layers) if depth else None
+        if depth:
+            assert entry is not None
+            return Branch(_name(layers), add, place, entry, nodes, layers)
+        if stays:
+            self.stays[add] = stays[0]
+        return None
 
-    def _inside(self, add: Node, operand: Node, entry: Node) -> tuple[Node, ...]:
-        """All that makes the operand from the entry, in order; nothing where some of it may not go."""
+    def _inside(self, add: Node, operand: Node, entry: Node) -> tuple[tuple[Node, ...], Node | None]:
+        """All that makes the operand from the entry, in order, or as much of it as was seen before something that may
+        not go, and that."""
         inside: set[Node] = set()
         seen: set[Node] = set()
         waiting: list[tuple[int, Node]] = []
+        stop = None
 
         def push(nodes: Iterable[Node]) -> None:
             for node in nodes:
@@ -113,15 +138,29 @@ class _Flow:
                     heappush(waiting, (-self.place[node], node))
 
         push([operand])
-        while waiting:  # later ones first: whoever reads a node was met before it
+        while waiting and stop is None:  # later ones first: whoever reads a node was met before it
             _, node = heappop(waiting)
             goes = all((user is add and node is operand) or _vanishes(user, inside) for user in node.users)
             if goes and is_pure(node):
                 inside.add(node)
                 push(node.all_input_nodes)
             elif goes or node in self.above:
-                return ()
-        return tuple(sorted(inside, key=self.place.__getitem__))
+                stop = node
+        return tuple(sorted(inside, key=self.place.__getitem__)), stop
+
+    def _refusal(self, stop: Node, add: Node, inside: tuple[Node, ...]) -> str:
+        """Why a value may not go."""
+        if stop.op == "placeholder" or self.above.get(add) is None:
+            return f"it reads '{stop.name}', which does not come from what it is added to"
+        others = [user for user in stop.users if user is not add and not _vanishes(user, set(inside))]
+        if others:
+            return f"'{stop.name}', a part of it, is also used by '{others[0].name}'"
+        return f"'{stop.name}' draws random numbers or changes statistics"
+
+    def _misfit(self, entry: Node | None, kept: Node, add: Node) -> str | None:
+        if _is_echo(kept, add):
+            return f"without it an output would be the input '{kept.name}'"
+        return "it has several entries" if entry is None else None
 
     def _least(self, nodes: tuple[Node, ...], layers: tuple[Node, ...]) -> int:
         """How many layers the shortest way through a branch has: what has none is no branch but the stream itself."""
