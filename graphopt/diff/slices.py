@@ -116,7 +116,10 @@ def permutation(a: torch.Tensor, b: torch.Tensor) -> dict[int, tuple[int, ...]] 
         return None
     maps: dict[int, tuple[int, ...]] = {}
     for axis in range(min(a.dim(), 2)):
-        order = _order(_extremes(a, axis), _extremes(b, axis))
+        ends_a, ends_b = _extremes(a, axis), _extremes(b, axis)
+        if not torch.equal(*(ends[0].sort().values for ends in (ends_a, ends_b))):
+            return None
+        order = _order(*(list(zip(*(end.tolist() for end in ends), strict=True)) for ends in (ends_a, ends_b)))
         if order is None:
             return None
         if order != tuple(range(len(order))):
@@ -124,12 +127,12 @@ def permutation(a: torch.Tensor, b: torch.Tensor) -> dict[int, tuple[int, ...]] 
     return maps if maps and torch.equal(_take(a, maps), b) else None
 
 
-def _extremes(tensor: torch.Tensor, axis: int) -> list[tuple[float, float]]:
+def _extremes(tensor: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest and the smallest number at every position: no order of the other axes changes them."""
     rows = tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
     if not rows.dtype.is_floating_point or rows.dtype.itemsize < 4:
         rows = rows.to(torch.float64)
-    return list(zip(rows.amax(1).tolist(), rows.amin(1).tolist(), strict=True))
+    return rows.amax(1), rows.amin(1)
 
 
 def _order(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> tuple[int, ...] | None:

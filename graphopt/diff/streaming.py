@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 __all__ = ["Distance", "distance", "wide"]
 
-_PIECE = 1 << 18
+_PIECE = 1 << 16
 """Elements read at once."""
 
 
@@ -53,6 +54,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> Distance | None:
             return None
     total = [0.0] * 4
     largest, differing = 0.0, 0
+    gap = torch.empty(2 * _PIECE)  # two for the parts of a complex number
     for number, (x, y) in enumerate(pieces):
         if number < start:  # known to be equal: only the norm is missing
             x = wide(x)
@@ -60,12 +62,12 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> Distance | None:
             total = [total[0] + square, total[1] + square, total[2] + square, total[3]]
             continue
         x, y = wide(x), wide(y)
-        gap = x - y
+        gap = torch.sub(x, y, out=gap[: x.numel()] if gap.dtype == x.dtype == y.dtype else None)
         for place, (u, v) in enumerate(((x, x), (y, y), (x, y), (gap, gap))):
             total[place] += float(torch.dot(u, v))
-        top = float(gap.abs_().max())
+        top = max(map(abs, map(float, torch.aminmax(gap))))  # a quarter of the time of a norm
         largest = top if top > largest or math.isnan(top) else largest
-        differing += int(torch.count_nonzero(gap))
+        differing += int(np.count_nonzero(x.numpy() != y.numpy()))
     return Distance(total[0], total[1], total[2], total[3], largest, differing)
 
 
@@ -80,7 +82,7 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    flat = tensor.detach().reshape(-1)
+    flat = tensor.detach().reshape(-1).contiguous()
     return (flat[start : start + _PIECE] for start in range(0, flat.numel(), _PIECE))
 
 

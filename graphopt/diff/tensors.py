@@ -21,6 +21,7 @@ Relation = Literal[
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """How far rounding may put a scaled tensor off, relative to its norm."""
 _PROBES = 8
+_SAMPLE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +176,27 @@ def _scaled(a: torch.Tensor, b: torch.Tensor, gap: Distance) -> dict[str, Any] |
     """The factor, or the axis with one factor for each position, by which `b` is `a`."""
     limit = _ROUNDING.get(a.dtype, 2e-2)
     cosine = gap.inner / math.sqrt(gap.squared_a * gap.squared_b)
-    if a.numel() > 1 and abs(cosine) > 1 - max(limit, 1e-4):
+    if a.numel() > 1 and abs(cosine) > 1 - max(limit, 1e-5):
         # From the larger to the smaller side, so that either order of the two finds the same.
         x, y = (a, b) if gap.squared_a >= gap.squared_b else (b, a)
         factor = gap.inner / max(gap.squared_a, gap.squared_b)
-        residual = wide(y).double() - factor * wide(x).double()
-        if float(residual.norm()) <= limit * float(wide(y).double().norm()):
+        if _is_multiple(x, y, factor, limit):
             return {"scale": factor if x is a else 1 / factor, "error": 0.0}
     for axis in range(min(a.dim(), 2)):
         if a.numel() > a.shape[axis] and _scaled_along(a, b, axis, limit):
             return {"scale_axis": axis, "error": 0.0}
     return None
+
+
+def _is_multiple(x: torch.Tensor, y: torch.Tensor, factor: float, limit: float) -> bool:
+    """Whether `y` is `factor` times `x`; a few numbers are looked at before all are."""
+    u, v = wide(x), wide(y)
+    for step in (max(u.numel() // _SAMPLE, 1), 1):
+        part_u, part_v = u[::step].double(), v[::step].double()
+        # Next to nothing of a sample may happen to be next to nothing of the whole, so the sample is judged mildly.
+        if float((part_v - factor * part_u).norm()) > (limit if step == 1 else 10 * limit) * float(part_v.norm()):
+            return False
+    return True
 
 
 def _scaled_along(a: torch.Tensor, b: torch.Tensor, axis: int, limit: float) -> bool:
