@@ -13,6 +13,7 @@ from graphopt.measure import LatencyTable, Stopwatch
 from graphopt.params import ParamKind
 from graphopt.passes._kernel import Kernel
 from graphopt.passes._linear import Step
+from graphopt.passes._rounds import DEARER
 from graphopt.rewriter import Node, Rewriter
 from graphopt.target import Target
 
@@ -162,8 +163,8 @@ class Price:
     def takes(self, cost: float, apart: float) -> str:
         """Why something that is exact is left alone: what it costs, and what that would replace."""
         if self.table is None:
-            return f"is exact, but takes {int(cost):,} instead of {int(apart):,} multiply-accumulates"
-        return f"is exact, but takes {cost * 1e6:,.1f} instead of {apart * 1e6:,.1f} microseconds on {self.target}"
+            return f"{DEARER} {int(cost):,} instead of {int(apart):,} multiply-accumulates"
+        return f"{DEARER} {cost * 1e6:,.1f} instead of {apart * 1e6:,.1f} microseconds on {self.target}"
 
 
 def _positions(rw: Rewriter, node: Node, axes: int) -> int:

@@ -14,8 +14,8 @@ from graphopt.passes._kernel import Kernel, Refused
 from graphopt.passes._linear import Step, image_sizes, is_layer, read_step
 from graphopt.passes._merged_layer import Price, emit, why_apart, why_not_finite
 from graphopt.passes._merging import compose, stack
-from graphopt.passes._parallel_sums import Note
 from graphopt.passes._pieces import joined_name, why_in_one_piece
+from graphopt.passes._rounds import Note
 from graphopt.rewriter import Node, Rewriter
 
 __all__ = ["merge_layers"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
@@ -14,6 +14,7 @@ from graphopt.passes._kernel import Kernel, Refused
 from graphopt.passes._linear import Branch, branch_to, image_sizes
 from graphopt.passes._merged_layer import Price, common_path, emit, why_apart, why_not_finite
 from graphopt.passes._merging import add
+from graphopt.passes._rounds import Note
 from graphopt.rewriter import Node, Rewriter
 
 __all__ = ["ADDITIONS", "is_sum", "merge_sum"]
@@ -21,8 +22,6 @@ __all__ = ["ADDITIONS", "is_sum", "merge_sum"]
 aten = torch.ops.aten
 
 ADDITIONS = (aten.add.Tensor, aten.sub.Tensor, aten.subtract.Tensor)
-Note: TypeAlias = Callable[[Node, str], None]
-"""Takes down why a node is left alone."""
 
 
 @dataclass(frozen=True)

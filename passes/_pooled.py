@@ -12,7 +12,7 @@ from graphopt.passes._kernel import Kernel, regroup
 from graphopt.passes._linear import Step, read_step
 from graphopt.passes._merged_layer import Price, common_path, emit, why_apart, why_not_finite
 from graphopt.passes._merging import compose
-from graphopt.passes._parallel_sums import Note
+from graphopt.passes._rounds import Note
 from graphopt.rewriter import Node, Rewriter
 
 __all__ = ["average_first", "into_linear", "is_global_average"]

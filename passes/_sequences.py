@@ -12,7 +12,7 @@ from graphopt.passes._kernel import Kernel, Refused
 from graphopt.passes._linear import Step, read_step, steps_to
 from graphopt.passes._merged_layer import Price, common_path, emit, why_apart, why_not_finite
 from graphopt.passes._merging import border_exact, compose
-from graphopt.passes._parallel_sums import Note
+from graphopt.passes._rounds import Note
 from graphopt.rewriter import Node, Rewriter
 
 __all__ = ["chain_to", "merge_chain"]

@@ -9,7 +9,8 @@ from graphopt.passes._layout import relax_views
 from graphopt.passes._merged_layer import Price
 from graphopt.passes._parallel_layers import merge_layers
 from graphopt.passes._parallel_sums import ADDITIONS, is_sum, merge_sum
-from graphopt.rewriter import Node, Rewriter
+from graphopt.passes._rounds import Note, walk_until_still
+from graphopt.rewriter import Rewriter
 from graphopt.transform import Contract, Pass
 
 __all__ = ["MergeParallelConv"]
@@ -79,28 +80,15 @@ class MergeParallelConv(Pass):
 
     def run(self, rw: Rewriter) -> None:
         price = Price(self.target, self.threads)
-        reasons: dict[tuple[Node, str], None] = {}
-        merging = True
-        while merging and not rw.exhausted:
-            reasons.clear()
-            merging = self._walk(rw, price, reasons)
-        for node, why in reasons:
-            rw.skip(node, why)
+        walk_until_still(rw, lambda note: self._walk(rw, price, note))
         if rw.changed:
             relax_views(rw)
-        rw.findings["merged"] = len(rw.edits)
 
-    def _walk(self, rw: Rewriter, price: Price, reasons: dict[tuple[Node, str], None]) -> bool:
-        """Merge once from front to back, taking down why what is left is left; says whether anything changed."""
-
-        def note(node: Node, why: str) -> None:
-            reasons[node, why] = None
-
-        before = len(rw.edits)
+    def _walk(self, rw: Rewriter, price: Price, note: Note) -> None:
+        """Merge once from front to back."""
         for node in rw.find(*ADDITIONS):
             inner = len(node.users) == 1 and is_sum(rw, next(iter(node.users)))
             if not inner and is_sum(rw, node) and (axes := rw.fake(node).dim() - 2) in (1, 2, 3):
                 merge_sum(rw, node, price, note, axes)
         if self.concat:
             merge_layers(rw, price, note)
-        return len(rw.edits) > before

@@ -11,8 +11,9 @@ from graphopt.errors import UsageError
 from graphopt.fake import FakeTensor
 from graphopt.passes._linear import POOLS, is_layer
 from graphopt.passes._merged_layer import Price
-from graphopt.passes._parallel_sums import Note, is_sum, merge_sum
+from graphopt.passes._parallel_sums import is_sum, merge_sum
 from graphopt.passes._pooled import average_first, into_linear, is_global_average
+from graphopt.passes._rounds import Note, walk_until_still
 from graphopt.passes._sequences import chain_to, merge_chain
 from graphopt.rewriter import Node, Rewriter
 from graphopt.transform import Contract, Pass
@@ -87,21 +88,10 @@ class MergeSequential(Pass):
 
     def run(self, rw: Rewriter) -> None:
         price = Price(self.target, self.threads)
-        reasons: dict[tuple[Node, str], None] = {}
-        merging = True
-        while merging and not rw.exhausted:
-            reasons.clear()
-            merging = self._walk(rw, price, reasons)
-        for node, why in reasons:
-            rw.skip(node, why)
+        walk_until_still(rw, lambda note: self._walk(rw, price, note))
 
-    def _walk(self, rw: Rewriter, price: Price, reasons: dict[tuple[Node, str], None]) -> bool:
-        """Merge once from back to front, taking down why what is left is left; says whether anything changed."""
-
-        def note(node: Node, why: str) -> None:
-            reasons[node, why] = None
-
-        before = len(rw.edits)
+    def _walk(self, rw: Rewriter, price: Price, note: Note) -> None:
+        """Merge once from back to front."""
         seen: set[Node] = set()
         for node in reversed(list(rw.find())):
             if node._erased or node in seen or rw.exhausted:
@@ -113,7 +103,6 @@ class MergeSequential(Pass):
             elif _may_end(rw, node):
                 axes = 0 if node.target is aten.linear.default else rw.fake(node).dim() - 2
                 seen.update(self._merge(rw, node, axes, price, note))
-        return len(rw.edits) > before
 
     def _merge(self, rw: Rewriter, node: Node, axes: int, price: Price, note: Note) -> list[Node]:
         """Merge the chain that ends at `node`, and the skip around it; the calls that were looked at."""
