@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from graphopt.analysis.trunk import between, trunk
@@ -79,8 +80,8 @@ class Table:
 
     def _ending(self, end: int) -> Iterator[Candidate]:
         target = self.values[end]
-        if is_activation(target) or not isinstance(self.rw.value(target), Tensor):
-            return  # an activation at the end stays
+        if _follows(target) or not isinstance(self.rw.value(target), Tensor):
+            return  # a norm and an activation at the end stay
         for begin in range(end - 1, -1, -1):
             source = self.values[begin]
             part = region(self.rw, source, target) if isinstance(self.rw.value(source), Tensor) else "it is no tensor"
@@ -89,7 +90,7 @@ class Table:
                 return  # a longer one holds this one
             if sum(map(_has_weights, part.nodes)) > self.longest:
                 return
-            if part.steps and not is_activation(self.values[begin + 1]) and len(part.nodes) > 1:
+            if part.steps and not _follows(self.values[begin + 1]) and len(part.nodes) > 1:
                 yield from self._windows(begin, end, part)
             elif part.unread is not None:
                 self._note(part.nodes, part.unread)
@@ -117,6 +118,11 @@ class Table:
     def _note(self, nodes: Iterator[Node] | tuple[Node, ...] | list[Node], why: str) -> None:
         for node in nodes:
             self._why.setdefault(node, why)
+
+
+def _follows(node: Node) -> bool:
+    """Whether a call belongs to the layer before it."""
+    return is_activation(node) or node.target is torch.ops.aten.batch_norm.default
 
 
 def _has_weights(node: Node) -> bool:

@@ -51,9 +51,9 @@ class MergeLayers(Pass):
     When it applies:
         To models in evaluation mode, on images [n, channels, *sizes] with one or two axes: chains of convolutions,
         residual blocks with and without projections, inverted residuals, and blocks with norms, gates or pooling in
-        them. Run `exact` first, so that batch norms are part of the layers. Left alone, each with the reason: unknown
-        operators, random numbers, layers whose one convolution would not be cheaper. Weights that are shared are read
-        and stay for their other users.
+        them. A batch norm behind the last layer of a stretch stays, for training. Left alone, each with the reason:
+        unknown operators, random numbers, layers whose one convolution would not be cheaper. Weights that are shared
+        are read and stay for their other users.
         Options: `macs` or `latency`, the part of it to keep at the sizes of the example; for a latency the `target` and
         the number of `threads`; `largest`, the widest window; `longest`, how many layers may become one; `plan`
         (`one-stage`, or `two-stage`, which looks for stretches to make linear first and cuts those, without choosing

@@ -145,6 +145,12 @@ class Run:
                 where=str(file),
                 todo="delete it to start anew",
             )
+        if not self._fits(state):
+            raise LoadError(
+                "the checkpoint is of another optimizer, or was written by another version",
+                where=str(file),
+                todo="delete it to start anew",
+            )
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(saved[name])
@@ -158,6 +164,16 @@ class Run:
         self._epoch_rng = state["epoch_rng"]
         torch.set_rng_state(state["rng"])
         return self.done.steps - len(self.done.losses) * length
+
+
+    def _fits(self, state: dict[str, Any]) -> bool:
+        """Whether a checkpoint holds all that this training goes on from, for as many groups of parameters."""
+        parts = {"inner", "optimizer", "schedule", "mean", "done", "sum", "epoch_rng", "rng"}
+        if not parts <= state.keys():
+            return False
+        groups = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
+        mine = [len(group["params"]) for group in self.optimizer.param_groups]
+        return groups == mine and state["schedule"].keys() == self.schedule.state_dict().keys()
 
 
 class _Mean:

@@ -154,6 +154,17 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="training of 2 steps, this one has 4"):
         finetune(captured(), data, epochs=2, checkpoint=tmp_path / "run")
     whole = (tmp_path / "run").read_bytes()
+    saved = load_checkpoint(tmp_path / "run")
+    del saved["schedule"]["lr_lambdas"]  # as an older version wrote it
+    save_checkpoint(tmp_path / "older", saved)
+    model = captured()
+    before = {name: tensor.clone() for name, tensor in model.params.items()}
+    with pytest.raises(LoadError, match="written by another version"):
+        finetune(model, data, checkpoint=tmp_path / "older")
+    some = torch.optim.SGD(list(model.parameters())[:1], lr=0.1)
+    with pytest.raises(LoadError, match="of another optimizer"):
+        finetune(model, data, optimizer=some, checkpoint=tmp_path / "run")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.params.items())
     for damaged in (b"", b"no safetensors", whole[: len(whole) // 2]):
         (tmp_path / "run").write_bytes(damaged)
         with pytest.raises(LoadError, match="no checkpoint"):
