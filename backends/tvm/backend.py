@@ -36,6 +36,8 @@ class TvmBackend(Backend):
     def compile(
         self, model: Model, target: Target, *, threads: int | None = None, exact_float: bool = False
     ) -> Artifact:
+        if target.kind == "cuda":
+            return self._for_gpu(model, target)
         from graphopt.backends.tvm.kernels.machine import Machine
         from graphopt.backends.tvm.runtime import use_threads
 
@@ -51,6 +53,15 @@ class TvmBackend(Backend):
         built = build(imported.module, compiled_for, machine)
         module = built.executable.jit() if why_not_here(target) is None else None
         return TvmArtifact(model.signature, target, count, module, built.weights, built, exact_float=exact_float)
+
+    def _for_gpu(self, model: Model, target: Target) -> Artifact:
+        """GPU code uses no algorithm that rounds more than the plain one, so that it is exact in any case."""
+        from graphopt.backends.tvm.cuda.compile import compile_for_gpu, generate
+
+        built, unsupported = generate(model, target)
+        if built is None:
+            raise refuse(self.name, unsupported)
+        return compile_for_gpu(model, target, built)
 
     @classmethod
     def load(cls, directory: Path, manifest: Mapping[str, Any]) -> Artifact:

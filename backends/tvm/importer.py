@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,14 +57,15 @@ class Imported:
     unsupported: list[Unsupported] = field(default_factory=list)
 
 
-def import_model(model: Model, machine: Machine) -> Imported:
+def import_model(model: Model, machine: Machine, converters: Mapping[Any, Converter] = CONVERTERS) -> Imported:
     """Convert a model and list what cannot be converted; the module is of use when that list is empty."""
-    return _Importer(decomposed(model), machine).run()
+    return _Importer(decomposed(model), machine, converters).run()
 
 
 class _Importer:
-    def __init__(self, model: Model, machine: Machine) -> None:
+    def __init__(self, model: Model, machine: Machine, converters: Mapping[Any, Converter]) -> None:
         self.model = model
+        self.converters = converters
         self.machine = machine
         self.builder = relax.BlockBuilder()
         self.symbols = Symbols()
@@ -139,7 +140,7 @@ class _Importer:
 
     def _convert(self, call: Call) -> Any:
         target = call.node.target
-        converter = CONVERTERS.get(target)
+        converter = self.converters.get(target)
         if converter is None and is_in_place(call.node):
             raise Refused("it writes to a tensor; a compiled graph has no state")
         if converter is None:

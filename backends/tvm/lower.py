@@ -17,7 +17,7 @@ from graphopt.backends.tvm.repeats import keep_repeats_apart
 from graphopt.backends.tvm.threads import with_threads
 from graphopt.backends.tvm.work import Work, work_of
 
-__all__ = ["Built", "build"]
+__all__ = ["Built", "build", "take_weights_out"]
 
 _SMALLEST_WEIGHT = 64
 """Constants of fewer elements stay in the code; the others become arguments, so that they can be mapped from a file."""
@@ -58,7 +58,7 @@ def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Buil
             ]
         )(module)
         module = relax.transform.DeadCodeElimination()(chained(module, machine))
-        module, weights = _take_weights_out(module)
+        module, weights = take_weights_out(module)
         module = relax.transform.RewriteDataflowReshape()(relax.backend.DispatchSortScan()(module))
         module = relax.transform.DeadCodeElimination()(module)
         work = {place.name_hint: work_of(f) for place, f in module.functions.items() if isinstance(f, tirx.PrimFunc)}
@@ -85,7 +85,7 @@ _TO_MACHINE = transform.Sequential(
 """From dataflow to code for the virtual machine: memory planned and reused, shapes computed, calls made explicit."""
 
 
-def _take_weights_out(module: IRModule) -> tuple[IRModule, list[Any]]:
+def take_weights_out(module: IRModule) -> tuple[IRModule, list[Any]]:
     """Turn the large constants of `main` into parameters after its inputs; returns their values in order."""
     lifter = _ConstantLifter(module)
     main = lifter.visit_expr(module["main"])

@@ -25,7 +25,7 @@ from graphopt.errors import GraphoptError, InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["START_THREADS", "STOP_THREADS", "Machine", "aligned", "ffi", "to_numpy", "use_threads"]
+__all__ = ["START_THREADS", "STOP_THREADS", "Machine", "aligned", "ffi", "library", "to_numpy", "use_threads"]
 
 START_THREADS, STOP_THREADS = "graphopt_start_threads", "graphopt_stop_threads"
 """Functions of every compiled library, for the threads that run its loops."""
@@ -52,11 +52,16 @@ def ffi() -> Any:
             del sys.modules["torch"]
     if "tvm" not in sys.modules:
         for name in _LIBRARIES:
-            ctypes.CDLL(str(_library(name)), mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(str(library(name)), mode=ctypes.RTLD_GLOBAL)
     return tvm_ffi
 
 
-def _library(name: str) -> Path:
+def library(name: str) -> Path:
+    """The path of a library of the TVM package.
+
+    Raises:
+        GraphoptError: when it is not installed.
+    """
     spec = PathFinder.find_spec("tvm")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "lib" / name

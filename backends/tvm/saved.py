@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import graphopt
-from graphopt.backend import check_threads, read_manifest
+from graphopt.backend import Artifact, check_threads, read_manifest
 from graphopt.backends.tvm.artifact import TvmArtifact
 from graphopt.backends.tvm.runtime import ffi
 from graphopt.errors import GraphoptError, LoadError, UsageError
@@ -25,7 +25,7 @@ from graphopt.files import write_whole
 from graphopt.signature import Signature
 from graphopt.target import Target, why_not_here
 
-__all__ = ["SCHEMA", "load", "load_from", "save"]
+__all__ = ["SCHEMA", "check_file", "digest", "load", "load_from", "save", "versions", "weight_row", "write_weights"]
 
 SCHEMA = 2
 """Version of the format; raised whenever an older reader would misread a newer folder."""
@@ -47,7 +47,7 @@ def save(artifact: TvmArtifact, directory: str | os.PathLike[str]) -> None:
     with write_whole(directory) as folder:
         folder.mkdir()
         artifact.built.executable.export_library(str(folder / _CODE))
-        weights = _write_weights(folder / _WEIGHTS, artifact.weights)
+        weights = write_weights(folder / _WEIGHTS, artifact.weights, _bytes)
         manifest = {
             "backend": "tvm",
             "schema": SCHEMA,
@@ -55,14 +55,14 @@ def save(artifact: TvmArtifact, directory: str | os.PathLike[str]) -> None:
             "target": artifact.target.to_json(),
             "threads": artifact.threads,
             "exact_float": artifact.exact_float,
-            "versions": {"graphopt": graphopt.__version__} | {name: version(name) for name in _PACKAGES},
+            "versions": versions(),
             "weights": weights,
-            "sha256": {name: _digest(folder / name) for name in (_CODE, _WEIGHTS)},
+            "sha256": {name: digest(folder / name) for name in (_CODE, _WEIGHTS)},
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-def load(directory: str | os.PathLike[str]) -> TvmArtifact:
+def load(directory: str | os.PathLike[str]) -> Artifact:
     """Read a saved artifact; weights are mapped, not read. Imports neither torch nor the compiler.
 
     Raises:
@@ -72,7 +72,7 @@ def load(directory: str | os.PathLike[str]) -> TvmArtifact:
     return load_from(folder, read_manifest(folder))
 
 
-def load_from(folder: Path, manifest: Mapping[str, Any]) -> TvmArtifact:
+def load_from(folder: Path, manifest: Mapping[str, Any]) -> Artifact:
     """Read a saved artifact whose manifest has been read already.
 
     Raises:
@@ -87,13 +87,17 @@ def load_from(folder: Path, manifest: Mapping[str, Any]) -> TvmArtifact:
         digests = dict(manifest["sha256"])
         signature = Signature.from_json(manifest["signature"])
         target = Target.from_json(manifest["target"])
-        threads, rows = int(manifest["threads"]), [_row(row) for row in manifest["weights"]]
+        threads, rows = int(manifest["threads"]), [weight_row(row) for row in manifest["weights"]]
         exact = bool(manifest.get("exact_float", False))
         check_threads(threads)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise LoadError(f"the manifest of '{folder}' is damaged", why=f"{type(error).__name__}: {error}") from error
+    if target.kind == "cuda":
+        from graphopt.backends.tvm.cuda.saved import load_from as load_for_gpu
+
+        return load_for_gpu(folder, manifest, signature, target, rows)
     for name in (_CODE, _WEIGHTS):
-        _check(folder / name, digests.get(name))
+        check_file(folder / name, digests.get(name))
     foreign = why_not_here(target)
     if foreign is not None:
         raise LoadError(
@@ -113,14 +117,20 @@ def load_from(folder: Path, manifest: Mapping[str, Any]) -> TvmArtifact:
     return TvmArtifact(signature, target, threads, module, weights, exact_float=exact)
 
 
-def _row(row: Any) -> tuple[str, tuple[int, ...], int]:
+def weight_row(row: Any) -> tuple[str, tuple[int, ...], int]:
+    """Dtype, shape and offset of a weight, as the manifest says."""
     return str(row["dtype"]), tuple(int(size) for size in row["shape"]), int(row["offset"])
 
 
-def _check(path: Path, digest: str | None) -> None:
+def check_file(path: Path, expected: str | None) -> None:
+    """Refuse a file that is missing or altered.
+
+    Raises:
+        LoadError: naming the file.
+    """
     if not path.is_file():
         raise LoadError(f"'{path}' is missing", todo="copy the whole folder, or build the model again")
-    if _digest(path) != digest:
+    if digest(path) != expected:
         raise LoadError(
             f"'{path}' is not the file that was saved",
             why="its SHA-256 differs from the manifest's",
@@ -128,18 +138,25 @@ def _check(path: Path, digest: str | None) -> None:
         )
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_weights(path: Path, weights: Iterable[Any]) -> list[dict[str, Any]]:
+def versions() -> dict[str, str]:
+    """Versions of what made an artifact."""
+    return {"graphopt": graphopt.__version__} | {name: version(name) for name in _PACKAGES}
+
+
+def write_weights(path: Path, weights: Iterable[Any], bytes_of: Callable[[Any], bytes]) -> list[dict[str, Any]]:
+    """Write weights one after the other; returns dtype, shape and offset of each."""
     rows = []
     with path.open("wb") as file:
         for weight in weights:
             file.write(b"\0" * (-file.tell() % _ALIGNMENT))
             rows.append({"dtype": str(weight.dtype), "shape": [int(n) for n in weight.shape], "offset": file.tell()})
-            file.write(_bytes(weight))
+            file.write(bytes_of(weight))
     return rows
 
 

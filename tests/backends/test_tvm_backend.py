@@ -181,4 +181,4 @@ def test_features_beyond_the_cpus_reach_the_compiler() -> None:
 
 def test_a_target_without_schedules_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="compiles for CPUs"):
-        go.build(go.capture(nn.Linear(3, 2), (torch.randn(1, 3),)), target="cuda")
+        tvm_target(Target.parse("cuda"))

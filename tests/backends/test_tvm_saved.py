@@ -164,7 +164,7 @@ def test_a_failure_half_way_keeps_the_older_folder(
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("graphopt.backends.tvm.saved._write_weights", full_disk)
+    monkeypatch.setattr("graphopt.backends.tvm.saved.write_weights", full_disk)
     with pytest.raises(UsageError, match="No space left"):
         artifact.save(saved)
     load_artifact(saved)

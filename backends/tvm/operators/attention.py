@@ -92,6 +92,8 @@ def attention(
 
 def _has_kernel(call: Call, query: Any, key: Any, value: Any, grouped: bool) -> bool:
     """Whether the leading axes agree (but for the heads of grouped queries) and everything is in float32."""
+    if not call.machine.lanes:  # a GPU
+        return False
     (*q, length, width), (*k, keys, _), (*v, _, depth) = (ordered(x).shape for x in (query, key, value))
     if any(ordered(x).dtype != "float32" for x in (query, key, value)) or call.dtype != "float32":
         return False
@@ -102,11 +104,11 @@ def _has_kernel(call: Call, query: Any, key: Any, value: Any, grouped: bool) -> 
             return False
         q, k, v = q[:-1], k[:-1], v[:-1]
     return len(q) == len(k) == len(v) and all(
-        _same_size(a, b) for other in (k, v) for a, b in zip(q, other, strict=True)
+        same_size(a, b) for other in (k, v) for a, b in zip(q, other, strict=True)
     )
 
 
-def _same_size(a: Any, b: Any) -> bool:
+def same_size(a: Any, b: Any) -> bool:
     if isinstance(a, int) or isinstance(b, int):
         return isinstance(a, int) and isinstance(b, int) and a == b
     return bool(tvm_ffi.structural_equal(a, b))

@@ -28,6 +28,8 @@ _FEW_CHANNELS = 4
 
 def packs(call: Call, weight: Any, x: Any) -> bool:
     """Whether there are kernels for this weight and input: constants in float32, and an image of fixed size."""
+    if not call.machine.lanes:  # a GPU
+        return False
     if call.dtype != "float32" or not isinstance(weight, ir.GenericConst) or str(weight.ty.dtype) != "float32":
         return False
     spatial = ordered(x).shape[2:] if len(weight.ty.shape) > 2 else []
