@@ -149,6 +149,15 @@ def test_what_does_not_pay_is_said_with_both_costs() -> None:
     assert len(report.edits) == 1
 
 
+def test_what_is_exact_and_dearer_is_counted() -> None:
+    net = Net(
+        lambda net, x: net.a(x) + net.b(x),
+        a=nn.Conv2d(4, 4, (1, 3), padding=(0, 1)),
+        b=nn.Conv2d(4, 4, (3, 1), padding=(1, 0)),
+    )
+    assert apply(net, images((4, 5, 5)), PASS)[2].findings == {"exact but dearer": 1}
+
+
 def test_a_measured_target_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same two branches where a 3x3 is measured faster than two others, and where it is slower."""
     from graphopt.measure import LatencyTable
@@ -177,7 +186,9 @@ def test_a_real_measurement_is_taken_and_kept(tmp_path, monkeypatch: pytest.Monk
 
 
 def test_nothing_to_merge() -> None:
-    kept(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)), images((4, 6, 6)))
+    plain = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    kept(plain, images((4, 6, 6)))
+    assert not apply(plain, images((4, 6, 6)), PASS)[2].findings
     kept(Net(lambda net, x: net.a(x) + net.b(x.relu()), a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1)), images((4, 6, 6)))
     kept(Net(lambda net, x: x + x * 0.5), images((4, 6, 6)))
 
