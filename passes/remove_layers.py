@@ -68,7 +68,8 @@ class RemoveLayers(Pass):
         ...         return x + super().forward(x)
         >>> linear, tanh = torch.nn.Linear, torch.nn.Tanh()
         >>> blocks = [Block(linear(8, 8), tanh, linear(8, 8)) for _ in range(4)]
-        >>> model = graphopt.capture(torch.nn.Sequential(linear(5, 8), *blocks, linear(8, 3)), (torch.randn(2, 5),))
+        >>> net = torch.nn.Sequential(linear(5, 8), *blocks, linear(8, 3)).eval()
+        >>> model = graphopt.capture(net, (torch.randn(2, 5),))
         >>> small, (report,) = graphopt.run(model, "remove-layers{count=2}", calib=[[torch.randn(2, 5)]])
         >>> len(report.findings["removed"]), sum(row["gone"] for row in report.findings["blocks"])
         (2, 2)
