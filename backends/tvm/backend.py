@@ -37,7 +37,7 @@ class TvmBackend(Backend):
         self, model: Model, target: Target, *, threads: int | None = None, exact_float: bool = False
     ) -> Artifact:
         if target.kind == "cuda":
-            return self._for_gpu(model, target)
+            return self._for_gpu(model, target, exact_float=exact_float)
         from graphopt.backends.tvm.kernels.machine import Machine
         from graphopt.backends.tvm.runtime import use_threads
 
@@ -54,10 +54,15 @@ class TvmBackend(Backend):
         module = built.executable.jit() if why_not_here(target) is None else None
         return TvmArtifact(model.signature, target, count, module, built.weights, built, exact_float=exact_float)
 
-    def _for_gpu(self, model: Model, target: Target) -> Artifact:
-        """GPU code uses no algorithm that rounds more than the plain one, so that it is exact in any case."""
+    def _for_gpu(self, model: Model, target: Target, *, exact_float: bool) -> Artifact:
         from graphopt.backends.tvm.cuda.compile import compile_for_gpu, generate
 
+        if exact_float:
+            raise UnsupportedError(
+                f"exact floating point is not known for {target.kind} {target.arch}",
+                why="products of float32 are made of three shorter ones on tensor cores, which round a little more",
+                todo="leave --exact-float (exact_float=True) out, or build for a CPU",
+            )
         built, unsupported = generate(model, target)
         if built is None:
             raise refuse(self.name, unsupported)

@@ -58,6 +58,11 @@ def net(dtype: torch.dtype = torch.float16) -> tuple[Net, Tensor]:
     return Net().eval().to(dtype), torch.randn(2, 3, 16, 16).to(dtype)
 
 
+def _capture_args() -> tuple[Net, tuple[Tensor]]:
+    module, x = net()
+    return module, (x,)
+
+
 @pytest.fixture(scope="module")
 def artifact() -> GpuArtifact:
     if compiler() is None:
@@ -175,6 +180,24 @@ def test_without_nvcc_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("graphopt.backends.tvm.cuda.nvcc.compiler", lambda: None)
     with pytest.raises(UnsupportedError, match="install the CUDA toolkit"):
         machine_code("", "sm_90")
+
+
+def test_exact_floating_point_is_refused() -> None:
+    module, x = net(torch.float32)
+    with pytest.raises(UnsupportedError, match="exact floating point"):
+        go.build(go.capture(module, (x,)), target=TARGET, exact_float=True)
+
+
+@needs_nvcc
+def test_code_for_ampere_has_no_clusters() -> None:
+    target = Target.parse("cuda")
+    deep = nn.Conv2d(512, 512, 3, padding=1).half()
+    for chosen, clusters in ((target, False), (TARGET, True)):
+        built, _ = generate(go.capture(deep, (torch.randn(1, 512, 7, 7).half(),)), chosen)
+        assert built is not None
+        (call,) = re.findall(r"^ .*graphopt::product<.*, (\d+)>\(", built.source, re.MULTILINE)
+        assert (int(call) > 1) is clusters
+    assert machine_code(generate(go.capture(*_capture_args()), target)[0].source, "sm_80")  # type: ignore[union-attr]
 
 
 @needs_nvcc

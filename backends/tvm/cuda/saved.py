@@ -46,7 +46,7 @@ def save(artifact: GpuArtifact, directory: str | os.PathLike[str]) -> None:
             "signature": artifact.signature.to_json(),
             "target": artifact.target.to_json(),
             "threads": artifact.threads,
-            "exact_float": True,
+            "exact_float": False,
             "versions": versions(),
             "weights": write_weights(folder / _WEIGHTS, tensors, lambda tensor: bytes(tensor.data)),
             "sha256": {name: digest(folder / name) for name in _FILES},
