@@ -132,11 +132,7 @@ class Changes:
         """Whether the change of a tensor is one to report: another layout of the same numbers is none."""
         if tensor.relation in ("equal", "unknown", "transposed", "reshaped"):
             return tensor.relation == "unknown" and tensor.dtype_a != tensor.dtype_b
-        if tensor.relation in ("different", "scaled") and tensor.largest is not None:
-            scale = max(tensor.norm_a or 0.0, tensor.norm_b or 0.0)
-            plain = tensor.error if tensor.relation == "different" else None
-            return plain is None or plain > self.tolerance or not math.isfinite(scale)
-        return True
+        return tensor.relation == "cast" or tensor.gap is None or not tensor.gap <= self.tolerance
 
 
 def _part(view: View, index: int, dtype: bool) -> str:
@@ -149,12 +145,12 @@ def _slots(pairing: Pairing, marks: tuple[Marks, Marks], i: int, j: int) -> list
     rows_a, rows_b = pairing.a.tensors(i), pairing.b.tensors(j)
     x, y = pairing.a.items[i], pairing.b.items[j]
     if x.operator == y.operator and not x.commutative:
-        computed = {slot for view, index in ((pairing.a, i), (pairing.b, j)) for slot, _ in view.data_operands(index)}
-        return [
-            (slot, rows_a.get(slot), rows_b.get(slot))
-            for slot in dict.fromkeys((*rows_a, *rows_b))
-            if slot not in computed
-        ]
+        made = {slot for view, index in ((pairing.a, i), (pairing.b, j)) for slot, _ in view.data_operands(index)}
+        slots = dict.fromkeys((*rows_a, *rows_b))
+        return [(slot, rows_a.get(slot), rows_b.get(slot)) for slot in slots if slot not in made]
+    # Where slots have no order, a tensor that is missing may be computed now, and then that is told elsewhere.
+    operands = [sum(1 for _ in view.data_operands(at)) for view, at in ((pairing.a, i), (pairing.b, j))]
+    computed = x.commutative and operands[0] != operands[1]
     found: list[tuple[str, Item | None, Item | None]] = []
     left = list(rows_b.values())
     rest = []
@@ -171,8 +167,8 @@ def _slots(pairing: Pairing, marks: tuple[Marks, Marks], i: int, j: int) -> list
         if near is not None:
             left.remove(near)
             found.append((slot, row, near))
-        elif not x.commutative:  # there, an operand is computed now
+        elif not computed:
             found.append((slot, row, None))
-    if x.commutative:
+    if computed:
         return found
     return found + [(next(s for s, r in rows_b.items() if r is row), None, row) for row in left]

@@ -95,7 +95,8 @@ def _label(view: View, item: Item, level: Level, marks: dict[int, Fingerprint]) 
     if item.kind != "call":
         return (item.kind, item.shape) if level == "full" else (item.kind,)
     if level == "operator":
-        return ("call", item.operator)
+        # Adding a bias is another thing than adding two branches.
+        return ("call", item.operator, sum(1 for _ in view.data_operands(item.index)))
     if level == "family":
         return ("call", family(item.operator))
     stored = [(slot, source) for slot, source in item.operands if view.items[source].kind == "tensor"]

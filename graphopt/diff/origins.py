@@ -57,7 +57,7 @@ class Origins:
             return ()
         gone = [self.before.items[index] for index in entry.removed]
         come = [self.after.items[index] for index in entry.inserted]
-        found = set(self._rules(entry, gone, come))
+        found = set(self._rules(entry, gone, come)) & set(self.known)
         if not found and len(self.known) == 1:
             return (self.known[0],)
         return tuple(name for name in self.known if name in found)

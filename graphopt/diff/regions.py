@@ -71,15 +71,15 @@ def find_regions(
     changes: Mapping[int, Sequence[Change]],
     marks: tuple[Marks, Marks],
 ) -> list[Region]:
-    """All regions: each removed or inserted call is in exactly one.
+    """All regions: each removed or inserted call or input is in exactly one.
 
     Args:
         mismatches, changes: of the pairs, by number, that have any.
     """
     sets = _Sets()
     for side, view, mate in (("a", pairing.a, pairing.mate_a), ("b", pairing.b, pairing.mate_b)):
-        for item in view.calls():
-            if mate[item.index] is None:
+        for item in view.items:
+            if mate[item.index] is None and item.kind in ("call", "input"):
                 sets.find((side, item.index))
     _join_replaced(sets, pairing, mismatches)
     for side, view, mate in (("a", pairing.a, pairing.mate_a), ("b", pairing.b, pairing.mate_b)):

@@ -57,7 +57,8 @@ class TensorDiff:
         relation: `equal` bit for bit; `permuted` and `sliced` along `axes`; `scaled` by `scale`, or by one factor for
             each position of `scale_axis`; `transposed` or `reshaped` with the same numbers; `cast` to another dtype;
             `different` numbers; `resized`: shapes that no slicing explains; `unknown` where there are no numbers.
-        error: norm of the difference over the larger norm, after what the relation explains; None where shapes differ.
+        error: norm of the difference over the larger norm, after what the relation explains; `gap` is the same before.
+            None where it cannot be said.
         largest: the largest absolute difference; `differing` is how many elements differ.
     """
 
@@ -72,6 +73,7 @@ class TensorDiff:
     scale: float | None = None
     scale_axis: int | None = None
     error: float | None = None
+    gap: float | None = None
     largest: float | None = None
     differing: int | None = None
     norm_a: float | None = None
@@ -151,6 +153,7 @@ def _same_shape(a: torch.Tensor, b: torch.Tensor) -> _Finding:
         return _Finding("equal")  # zeros of either sign are equal too
     facts: dict[str, Any] = {
         "error": gap.relative,
+        "gap": gap.relative,
         "largest": gap.largest,
         "differing": gap.differing,
         "norm_a": gap.norm_a,
