@@ -27,6 +27,7 @@ class Budget(ABC):
         before: the cost of the model as it was at first, in the unit of `reached`.
         widths: what the cost is thought to be made of, to plan with; in a unit of its own.
         whole: the cost of the model as it was at first, in the unit of `widths`.
+        original: the model as it was at first.
         amounts: what single calls, or stored tensors, are thought to cost, in the unit of `widths`.
         enough: a plan is good enough when it reaches this part of the budget.
         step: of which the widths that stay are multiples, unless the user says otherwise.
@@ -37,6 +38,7 @@ class Budget(ABC):
     step = 1
     before: float
     widths: Widths
+    original: Model
     whole = 0.0
     amounts: Mapping[Node, float]
 
@@ -49,7 +51,7 @@ class Budget(ABC):
         first = not self.whole
         self.look(coupling, first=first)
         if first:
-            self.whole = self.widths.total
+            self.whole, self.original = self.widths.total, coupling.model
 
     @abstractmethod
     def look(self, coupling: Coupling, *, first: bool) -> None:

@@ -142,7 +142,7 @@ class Plan:
     def _reached(self, widths: list[Width]) -> float | None:
         """The cost of the model with these widths, cut for the purpose; None where some group cannot be cut like that,
         which is then left out of the ladders."""
-        if not classes_of(widths):
+        if not classes_of(widths) and self.coupling.model is self.budget.original:
             return self.budget.before  # to measure that would only measure noise
         try:
             return self.budget.reached(cut_copy(self.coupling, classes_of(widths)))
