@@ -105,6 +105,21 @@ def weighted_sums(rw: Rewriter) -> Iterator[WeightedSum]:
             yield WeightedSum(rw, gates, {expert: found[0] for expert, found in terms.items()})
         except _Refused as why:
             rw.skip(at, f"no mixture of experts: {why}")
+    for node in rw.find(aten.stack.default):
+        if _are_twins(argument(node, "tensors")):
+            why = (
+                "results of layers that are built alike are stacked; if they are experts, add up g[..., e] * expert(x)"
+            )
+            rw.skip(node, f"no mixture of experts that is understood: {why}")
+
+
+def _are_twins(made: Sequence[Node]) -> bool:
+    if len(made) < 2 or not all(_has_layer(node) for node in made):
+        return False
+    try:
+        return all(_twins(made[0], other, expert) for expert, other in enumerate(made) if expert)
+    except _Refused:
+        return False
 
 
 def _terms(rw: Rewriter) -> dict[Node, dict[int, list[tuple[Node, Node, Node]]]]:

@@ -221,8 +221,7 @@ def test_measuring_again_is_left_out_where_it_takes_long(monkeypatch: pytest.Mon
 # Budgets
 
 
-@pytest.mark.parametrize("kind", ["macs", "params"])
-@pytest.mark.parametrize("importance", ["loss", "similarity"])
+@pytest.mark.parametrize(("kind", "importance"), [("macs", "loss"), ("params", "similarity")])
 def test_a_budget(kind: str, importance: str) -> None:
     model = capture(resnet())
     _, report = shortened(model, f"{kind}=0.7,importance={importance}")
@@ -489,7 +488,7 @@ class Random(nn.Module):
         return torch.relu(total) if self.kind == "post" else total
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     kinds=st.lists(st.sampled_from(["plain", "post", "wide", "nested"]), min_size=2, max_size=5),
     count=st.integers(1, 2),
