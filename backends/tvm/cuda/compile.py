@@ -27,7 +27,7 @@ _NO_CPU = Machine(lanes=0, registers=0, l1=0, l2=0, threads=1, exact=True)
 """No vectors: the converters have nothing packed for a CPU's."""
 
 
-def generate(model: Model, target: Target, gpu: Gpu | None = None) -> tuple[BuiltForGpu | None, list[Unsupported]]:
+def generate(model: Model, target: Target) -> tuple[BuiltForGpu | None, list[Unsupported]]:
     """The host's code and the kernels' source, or everything that cannot be converted.
 
     Raises:
@@ -37,7 +37,7 @@ def generate(model: Model, target: Target, gpu: Gpu | None = None) -> tuple[Buil
     imported = import_model(model, _NO_CPU, GPU_CONVERTERS)
     if imported.unsupported:
         return None, imported.unsupported
-    return build(imported.module, compiled_for, gpu or Gpu.of(target)), []
+    return build(imported.module, compiled_for, Gpu.of(target)), []
 
 
 def compile_for_gpu(model: Model, target: Target, built: BuiltForGpu) -> GpuArtifact:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from graphopt.backends.tvm.cuda.tiles import Tile
 from graphopt.target import Target
 
 __all__ = ["Gpu"]
@@ -18,12 +16,10 @@ class Gpu:
     Attributes:
         arch: such as `sm_90`.
         clusters: whether blocks form clusters that reach each other's shared memory.
-        tiles: tiles to use for products of (rows, columns, bytes of depth), instead of those thought best.
     """
 
     arch: str
     clusters: bool
-    tiles: Mapping[tuple[int, int, int], Tile] = field(default_factory=dict)
 
     @classmethod
     def of(cls, target: Target) -> Gpu:

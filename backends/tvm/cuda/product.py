@@ -75,9 +75,8 @@ def product_kernel(fused: Fused, gpu: Gpu) -> Any | None:
 def _tile(product: _Product, gpu: Gpu) -> Tile:
     rows = math.prod(int(size) if isinstance(size, tirx.IntImm) else 8 for size in product.rows)
     width = 4 if str(product.left.buffer.dtype) == "float32" else 2
-    chosen = gpu.tiles.get((rows, product.columns, product.depth * width))
     batch = math.prod(product.lead) * product.groups
-    return chosen or best_tile(rows, product.columns, batch, product.depth * width, gpu.clusters)
+    return best_tile(rows, product.columns, batch, product.depth * width, gpu.clusters)
 
 
 def _emit(code: GpuCode, fused: Fused, product: _Product, tile: Tile) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from graphopt.backends.tvm.cuda.nvcc import name_of
 from graphopt.backends.tvm.runtime import ffi, library
-from graphopt.errors import GraphoptError, UnsupportedError
+from graphopt.errors import GraphoptError, InputError, UnsupportedError
 
 __all__ = ["GpuMachine", "gpu_runtime", "hand_over", "require_gpu", "why_no_gpu"]
 
@@ -135,11 +135,10 @@ class GpuMachine:
 
     def fetched(self, tensor: Any) -> np.ndarray[Any, Any]:
         """A copy of a TVM tensor in this process's memory."""
-        array: np.ndarray[Any, Any] = np.empty(tuple(int(n) for n in tensor.shape), str(tensor.dtype))
+        dtype = str(tensor.dtype)
+        if dtype == "bfloat16":
+            raise InputError("an output is bfloat16, which numpy does not know", todo="pass torch tensors")
+        array: np.ndarray[Any, Any] = np.empty(tuple(int(n) for n in tensor.shape), dtype)
         copy = self._ffi.get_global_func("runtime.TVMTensorCopyToBytes")
         copy(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
         return array
-
-    def synchronize(self) -> None:
-        """Wait until the GPU has done everything that was asked of it."""
-        self._ffi.get_global_func("runtime.Device_StreamSync")(self._device, 0)

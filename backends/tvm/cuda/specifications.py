@@ -104,46 +104,25 @@ def attention(
         tensors: what holds the operands.
         places: where in these.
     """
-    query, _, value, *masks = places
+    query, _, value = places[:3]
     *lead, length, width = query.sizes
     keys, depth = value.sizes[-2:]
     e, s = te.reduce_axis((0, width), "e"), te.reduce_axis((0, keys), "s")
 
     def read(number: int, at: Sequence[Any]) -> Any:
-        return _element(tensors[number], places[number], at)
+        return tirx.Cast("float32", _element(tensors[number], places[number], at))
 
     def product(*at: Any) -> Any:
         *heads, place, j = at
-        left = tirx.Cast("float32", read(0, [*heads, place, e]))
-        return te.sum(left * tirx.Cast("float32", read(1, [*heads, j, e])), axis=[e])
-
-    def masked(score: Any, at: Sequence[Any]) -> Any:
-        none = tirx.const(-math.inf, "float32")
-        scaled = score * tirx.const(scale, "float32")
-        if causal:
-            scaled = tirx.Select(at[-1] <= at[-2], scaled, none)
-        if not masks:
-            return scaled
-        entry = read(3, list(at)[len(at) - len(masks[0].sizes) :])
-        return tirx.Select(entry, scaled, none) if tensors[3].dtype == "bool" else scaled + tirx.Cast("float32", entry)
+        return te.sum(read(0, [*heads, place, e]) * read(1, [*heads, j, e]), axis=[e])
 
     products = te.compute((*lead, length, keys), product, name="products")
-    scores = te.compute(products.shape, lambda *at: masked(products(*at), at), name="scores")
-    j, i = te.reduce_axis((0, keys), "j"), te.reduce_axis((0, keys), "i")
-    peak = te.compute((*lead, length), lambda *at: te.max(scores(*at, j), axis=[j]), name="peak")
-    total = te.compute(
-        (*lead, length), lambda *at: te.sum(tirx.exp(scores(*at, i) - peak(*at)), axis=[i]), name="total"
-    )
-
-    def weight(*at: Any) -> Any:
-        share = tirx.exp(scores(*at) - peak(*at[:-1])) / total(*at[:-1])
-        return tirx.Select(peak(*at[:-1]) == tirx.const(-math.inf, "float32"), tirx.const(0, "float32"), share)
-
-    weights = te.compute(scores.shape, weight, name="weights")
+    scores = _scores(products, tensors[3:], places[3:], scale, causal=causal)
+    weights = _weights(scores)
 
     def element(*stored: Any) -> Any:
         *heads, place, v = (stored[list(order).index(axis)] for axis in range(len(order)))
-        return te.sum(weights(*heads, place, s) * tirx.Cast("float32", read(2, [*heads, s, v])), axis=[s])
+        return te.sum(weights(*heads, place, s) * read(2, [*heads, s, v]), axis=[s])
 
     shape = (*lead, length, depth)
     strides = ";".join(",".join(map(str, (place.offset, *place.strides))) for place in places)
@@ -156,6 +135,40 @@ def attention(
         "graphopt.sizes": [int(size) for size in (width, keys, depth)],
     }
     return te.compute([shape[axis] for axis in order], element, name="attention", attrs=notes)
+
+
+def _scores(
+    products: te.Tensor, masks: Sequence[te.Tensor], places: Sequence[Strided], scale: float, *, causal: bool
+) -> te.Tensor:
+    """The products scaled and masked; minus infinity where a score does not count."""
+    none = tirx.const(-math.inf, "float32")
+
+    def masked(*at: Any) -> Any:
+        score = products(*at) * tirx.const(scale, "float32")
+        if causal:
+            score = tirx.Select(at[-1] <= at[-2], score, none)
+        for mask, place in zip(masks, places, strict=True):
+            entry = _element(mask, place, at[len(at) - len(place.sizes) :])
+            boolean = str(mask.dtype) == "bool"
+            score = tirx.Select(entry, score, none) if boolean else score + tirx.Cast("float32", entry)
+        return score
+
+    return te.compute(products.shape, masked, name="scores")
+
+
+def _weights(scores: te.Tensor) -> te.Tensor:
+    """The softmax along the last axis; zero where no score counts."""
+    *lead, keys = scores.shape
+    j, i = te.reduce_axis((0, keys), "j"), te.reduce_axis((0, keys), "i")
+    none, zero = tirx.const(-math.inf, "float32"), tirx.const(0, "float32")
+    peak = te.compute(lead, lambda *at: te.max(scores(*at, j), axis=[j]), name="peak")
+    total = te.compute(lead, lambda *at: te.sum(tirx.exp(scores(*at, i) - peak(*at)), axis=[i]), name="total")
+
+    def weight(*at: Any) -> Any:
+        share = tirx.exp(scores(*at) - peak(*at[:-1])) / total(*at[:-1])
+        return tirx.Select(peak(*at[:-1]) == none, zero, share)
+
+    return te.compute(scores.shape, weight, name="weights")
 
 
 def _element(tensor: te.Tensor, place: Strided, at: Sequence[Any]) -> Any:
