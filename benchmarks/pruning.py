@@ -125,6 +125,7 @@ def measured(case: Case, data: Images) -> dict[str, Any]:
     if case.budget == "latency":
         row["latency"] = task.latency(small)
     return row | {
+        "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "",
         "trained": known["accuracy"],
         "after": accuracy(_callable(small.eval()), data),
         "macs": macs(small, task.example) / macs(task.module, task.example),

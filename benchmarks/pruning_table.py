@@ -31,7 +31,18 @@ def tables(results: Mapping[str, Any]) -> str:
             lines += [row for method, found in methods.items() for row in _row(asked, method, found)]
         lines += [""]
     where = results["machine"]
-    return "\n".join([*lines, f"{where['processor']}, {where['cores']} cores."])
+    elsewhere = "".join(f" On {device}: {', '.join(nets)}." for device, nets in _devices(results).items())
+    return "\n".join([*lines, f"{where['processor']}, {where['cores']} cores.{elsewhere}"])
+
+
+def _devices(results: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Which nets were measured on a GPU."""
+    found: dict[str, list[str]] = {}
+    for net, parts in results["nets"].items():
+        rows = [row for methods in parts.values() for one in methods.values() for row in one["seeds"]]
+        for device in sorted({row.get("device", "") for row in rows} - {""}):
+            found.setdefault(device, []).append(net)
+    return found
 
 
 def _row(asked: str, method: str, found: Mapping[str, Any]) -> Iterator[str]:
