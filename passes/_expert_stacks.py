@@ -14,15 +14,29 @@ from graphopt.passes._experts import Aligned
 from graphopt.passes._mixtures import Mixture, common_module, router_of, why_fixed
 from graphopt.rewriter import Node, Rewriter
 
-__all__ = ["IndexedStack", "indexed_stacks", "report_unsupported"]
+__all__ = ["IndexedStack", "Stacks", "between", "indexed_stacks", "report_unsupported"]
 
 aten = torch.ops.aten
 
 
-class IndexedStack(Mixture):
+class Stacks(Mixture):
+    """Experts in stored tensors [experts, ...], `stacks`, in the order in which they are read."""
+
+    stacks: list[Node]
+
+    def experts(self, model: Model) -> list[list[Tensor]]:
+        stacks = [model.params[str(node.target)].detach() for node in self.stacks]
+        return [[stack[expert] for stack in stacks] for expert in range(self.count)]
+
+    def with_experts(self, model: Model, experts: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        stacked = [torch.stack(list(tensors)) for tensors in zip(*experts, strict=True)]
+        return {str(node.target): tensor for node, tensor in zip(self.stacks, stacked, strict=True)}
+
+
+class IndexedStack(Stacks):
     """Experts that are taken from stacks by the indices of those that a router selected.
 
-    `reads` are the calls that take them, in order, `stacks` the stored tensors.
+    `reads` are the calls that take them, in order.
     """
 
     def __init__(self, rw: Rewriter, ids: Node, logits: Node, reads: list[Node]) -> None:
@@ -32,20 +46,12 @@ class IndexedStack(Mixture):
         self.stacks = [argument(node, "self") for node in self.reads]
         self.count = int(self.stacks[0].meta["val"].shape[0])
         end = max((_used_by(node) for node in self.reads), key=place.__getitem__)
-        self.cone = _between(self.reads, end, place)
+        self.cone = between(self.reads, end, place)
         self.ends = [end]
         self.name = common_module([str(stack.target) for stack in self.stacks]) or self.at.name
 
-    def experts(self, model: Model) -> list[list[Tensor]]:
-        stacks = [model.params[str(node.target)].detach() for node in self.stacks]
-        return [[stack[expert] for stack in stacks] for expert in range(self.count)]
-
     def uses(self, routed: Tensor) -> Tensor:
         return torch.bincount(routed.flatten(), minlength=self.count)
-
-    def with_experts(self, model: Model, experts: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-        stacked = [torch.stack(tensors) for tensors in zip(*experts, strict=True)]
-        return {str(node.target): tensor for node, tensor in zip(self.stacks, stacked, strict=True)}
 
     def merge(self, rw: Rewriter, aligned: Aligned) -> None:
         """Every index is sent through a table of which group the expert is in; the router stays as it is."""
@@ -118,7 +124,7 @@ def _used_by(node: Node) -> Node:
             return node
 
 
-def _between(reads: Sequence[Node], end: Node, place: dict[Node, int]) -> list[Node]:
+def between(reads: Sequence[Node], end: Node, place: dict[Node, int]) -> list[Node]:
     """The calls that depend on what was taken and lead to the end, in order."""
     after: set[Node] = set(reads)
     for node in sorted(place, key=place.__getitem__)[: place[end] + 1]:
@@ -134,7 +140,7 @@ def _between(reads: Sequence[Node], end: Node, place: dict[Node, int]) -> list[N
 
 
 def report_unsupported(rw: Rewriter) -> None:
-    """Name the mixtures that are written in another way."""
+    """Name the kernels that mixtures are computed with and that are not understood."""
     for node in rw.find():
         if "grouped_mm" in str(node.target):
             rw.skip(
@@ -142,20 +148,3 @@ def report_unsupported(rw: Rewriter) -> None:
                 f"no mixture of experts that is understood: '{node.target}' multiplies with sorted experts; set the "
                 "configuration's experts_implementation to 'batched_mm' before the model is captured",
             )
-        elif _stacked_operand(node):
-            rw.skip(
-                node,
-                f"no mixture of experts that is understood: '{_stacked_operand(node)}' may be stacked experts all of "
-                "which are computed; take the selected ones by index, or write the experts as modules",
-            )
-
-
-def _stacked_operand(node: Node) -> str | None:
-    """The stored tensor [n, ., .] that a product multiplies n values with."""
-    info = lookup(node.target)
-    if info is None or info.kind is not Kind.CONTRACTION or "conv" in str(node.target):
-        return None
-    for used in node.all_input_nodes:
-        if used.op == "get_attr" and used.meta["val"].dim() == 3 and used.meta["val"].shape[0] > 1:
-            return str(used.target)
-    return None

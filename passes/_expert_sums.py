@@ -103,8 +103,8 @@ def weighted_sums(rw: Rewriter) -> Iterator[WeightedSum]:
             if missing:
                 raise _Refused(f"column {min(missing)} of '{gates.name}' is used otherwise")
             yield WeightedSum(rw, gates, {expert: found[0] for expert, found in terms.items()})
-        except _Refused as why:
-            rw.skip(at, f"no mixture of experts: {why}")
+        except _Refused as refused:
+            rw.skip(at, f"no mixture of experts: {refused}")
     for node in rw.find(aten.stack.default):
         if _are_twins(argument(node, "tensors")):
             why = (

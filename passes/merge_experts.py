@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from graphopt.check import Oracle
 from graphopt.errors import UsageError
 from graphopt.names import nearest
+from graphopt.passes._expert_products import computed_stacks
 from graphopt.passes._expert_stacks import indexed_stacks, report_unsupported
 from graphopt.passes._expert_sums import weighted_sums
 from graphopt.passes._experts import Aligned, average, groups_of
@@ -37,10 +38,11 @@ class MergeExperts(Pass):
 
     When it applies:
         To sums in which every expert is computed and multiplied with its column of the gates, whatever the gates are
-        made of (a softmax, a mask of the largest); and to stacked experts [experts, ...] that are taken by the indices
-        that a router selects, as in transformers with experts_implementation='batched_mm'. Experts have to be built
+        made of (a softmax, a mask of the largest); to stacked experts [experts, ...] that are taken by the indices that
+        a router selects, as in transformers with experts_implementation='batched_mm'; and to stacked experts that are
+        all computed by products, and weighted by gates [..., experts] in another one. Experts have to be built
         alike, and of their own parts alone. Everything else is refused with the reason: kernels for sorted experts,
-        stacks of which all are computed, weights that are shared or masked, results that are used otherwise. The model
+        weights that are shared or masked, results that are used otherwise, numbers that count the experts. The model
         has to be in evaluation mode.
         Options: `experts`, how many are left in each layer; `importance`, by which experts are kept: `frequency`;
         `align`, whether hidden units are brought into one order; `only` and `leave`, names of layers or of modules that
@@ -88,8 +90,9 @@ class MergeExperts(Pass):
 
     def run(self, rw: Rewriter) -> None:
         self._check(rw)
-        mixtures = self._named([*weighted_sums(rw), *indexed_stacks(rw)])
+        found = [*weighted_sums(rw), *indexed_stacks(rw), *computed_stacks(rw)]
         report_unsupported(rw)
+        mixtures = self._named(found)
         merged = []
         for mixture, statistics in zip(mixtures, observe_routing(rw, mixtures) if mixtures else [], strict=True):
             aligned = self._aligned(rw, mixture, statistics)

@@ -154,6 +154,24 @@ class Indexed(nn.Module):
         return self.last(made.view(x.shape[0], self.best, SIZE).sum(1))
 
 
+class Computed(Indexed):
+    """All stacked experts are computed, and weighted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        gates = self.router(x).softmax(-1)
+        if self.form == "einsum":
+            h = torch.tanh(torch.einsum("si,eoi->seo", x, self.w1) + self.b1)
+            made = torch.einsum("seo,eio->sei", h, self.w2) + self.b2
+            return self.last(torch.einsum("se,sei->si", gates, made))
+        many = x.expand(len(self.w1), -1, -1) if self.form == "expanded" else x
+        h = torch.tanh(many @ self.w1.transpose(1, 2) + self.b1.unsqueeze(1))
+        made = h @ self.w2.transpose(1, 2) + self.b2.unsqueeze(1)
+        if self.form == "left apart":
+            return self.last(made).sum(0)
+        return self.last((made * gates.t().unsqueeze(-1)).sum(0))
+
+
 def capture(net: nn.Module) -> go.Model:
     x = torch.randn(6, 4, dtype=next(net.parameters()).dtype)
     return go.capture(net.eval(), (x,), dynamic={0: {0: "batch"}})
@@ -241,6 +259,21 @@ def test_stacks(form: str, gated: bool) -> None:
     assert state["merged"].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
     assert len([edit for edit in report.edits if "are 2" in edit.why]) == 8
     assert all(g is not None and g.isfinite().all() for g in gradients(small, data()[0]).values())
+    again, second = merged(small, "experts=2")
+    assert not second.edits and str(again) == str(small)
+
+
+@pytest.mark.parametrize("form", ["einsum", "matmul"])
+def test_stacks_that_are_all_computed(form: str) -> None:
+    net = Computed([*copies(2), *copies(2)], form).double()
+    favour(net, (0, 0, 1, 1))
+    model = capture(nn.Sequential(net, nn.Linear(3, 4), copy.deepcopy(net)).double())  # 4 rows that are no experts
+    small, report = merged(model, "experts=2")
+    assert [row["layer"] for row in report.findings["layers"]] == ["0", "2"] and not report.misses
+    assert all(sorted(map(sorted, row["groups"])) == [[0, 1], [2, 3]] for row in report.findings["layers"])
+    with torch.no_grad():
+        assert max(relative_error(small(x[:n]), model(x[:n])) for (x,) in data() for n in (16, 5)) <= 1e-10
+    assert [len(small.state_dict()[f"2.{name}"]) for name in ("w1", "b1", "w2", "b2", "router.weight")] == [2] * 4 + [4]
     again, second = merged(small, "experts=2")
     assert not second.edits and str(again) == str(small)
 
@@ -526,16 +559,10 @@ def test_stacks_that_are_no_experts_or_cannot_change() -> None:
     net.forward = lambda x: forward(net, x) * net.w1.sum()  # type: ignore[method-assign]
     assert "'w1' is also used by" in refusal(net)
 
-    class AllOfThem(Indexed):
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.stem(x).relu()
-            h = torch.tanh(torch.einsum("si,eoi->eso", x, self.w1))
-            made = torch.einsum("eso,eio->esi", h, self.w2)
-            return self.last(torch.einsum("se,esi->si", self.router(x).softmax(-1), made))
-
     with_stack = Changed(lambda m, g, y, x: (torch.stack(y, -1) * torch.cat(g, -1)[:, None]).sum(-1))
     assert "are stacked; if they are experts" in refusal(with_stack)
-    assert "'w1' may be stacked experts all of which are computed" in refusal(AllOfThem([Mlp() for _ in range(3)]))
+    assert "with fewer experts it would fail" in refusal(Computed([Mlp() for _ in range(3)], "expanded"))
+    assert "no router weights what 'w1' makes" in refusal(Computed([Mlp() for _ in range(3)], "left apart"))
 
 
 def failure(model: go.Model, text: str, calib: Sequence[Sequence[Tensor]] | None = None) -> str:
