@@ -40,7 +40,7 @@ class ComputedStacks(Stacks):
         self.name = common_module([str(stack.target) for stack in stacks]) or self.at.name
 
     def uses(self, routed: Tensor) -> Tensor:
-        return routed.double().reshape(-1, self.count).sum(0)
+        return routed.double().abs().reshape(-1, self.count).sum(0)
 
     def merge(self, rw: Rewriter, aligned: Aligned) -> None:
         """The gates of a group are added up by a product with a table [experts, groups]."""

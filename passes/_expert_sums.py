@@ -63,7 +63,7 @@ class WeightedSum(Mixture):
         return [[model.params[str(node.target)].detach() for node in tensors] for tensors in self.tensors]
 
     def uses(self, routed: Tensor) -> Tensor:
-        return routed.double().reshape(-1, self.count).sum(0)
+        return routed.double().abs().reshape(-1, self.count).sum(0)
 
     def with_experts(self, model: Model, experts: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
         return {
