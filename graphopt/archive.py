@@ -161,6 +161,9 @@ def _assemble(
     header: Mapping[str, Any], graph: Mapping[str, Any], weights: Mapping[str, torch.Tensor], example: bytes
 ) -> Model:
     signature = Signature.from_json(header["signature"])
+    wrong = [name for name in header["arguments"] if not str(name).isidentifier()]
+    if wrong:  # it becomes a name in the code that torch generates
+        raise LoadError(f"{wrong[0]!r} cannot be the name of an argument")
     in_spec, out_spec = (_tree(text) for text in (signature.in_tree, signature.out_tree))
     shapes = Shapes()
     sizes = {

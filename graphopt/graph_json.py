@@ -57,6 +57,8 @@ def graph_from_json(data: Mapping[str, Any], model: Model, sizes: Mapping[str, t
         kind, name = row["op"], row["name"]
         if kind == "placeholder":
             spec = next(inputs)
+            if not str(name).isidentifier():  # it becomes a name in the code that torch generates
+                raise LoadError(f"{name!r} cannot be the name of an input")
             node = graph.create_node("placeholder", name, name=name)
             if isinstance(spec, TensorSpec):
                 node.meta["val"] = model.shapes.tensor(getattr(torch, spec.dtype), spec.dims, sizes)

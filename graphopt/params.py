@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,10 @@ from torch import fx, nn
 
 from graphopt.errors import GraphoptError
 
-__all__ = ["Entry", "ParamKind", "ParamTable"]
+__all__ = ["UNSAFE", "Entry", "ParamKind", "ParamTable"]
+
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\"'\\]")
+"""What no name may hold: torch writes names between quotes into the code that it generates and runs."""
 
 
 class ParamKind(enum.Enum):
@@ -111,8 +115,10 @@ class ParamTable(Mapping[str, torch.Tensor]):
         """Register `tensor` under `name`, making the submodules on the way.
 
         Raises:
-            GraphoptError: when something else already has that name.
+            GraphoptError: when something else already has that name, or it could end a string of generated code.
         """
+        if UNSAFE.search(name):
+            raise GraphoptError(f"{name!r} cannot be the name of a tensor: it holds a quote or a control character")
         path, _, leaf = name.rpartition(".")
         owner: nn.Module = self.module
         for part in path.split(".") if path else ():

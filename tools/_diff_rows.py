@@ -59,7 +59,7 @@ def folded(diff: GraphDiff) -> list[Fold]:
     found: dict[tuple[str, str, str, tuple[str, ...]], list[Entry]] = {}
     for entry in diff.entries:
         module = entry.path.partition(".")[0]
-        key = (module, entry.kind, entry.title, entry.passes)
+        key: tuple[str, str, str, tuple[str, ...]] = (module, entry.kind, entry.title, entry.passes)
         found.setdefault(key, []).append(entry)
     modules: dict[str, list[Fold]] = {}
     for key, entries in found.items():

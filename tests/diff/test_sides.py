@@ -166,3 +166,27 @@ def test_the_package_is_called_as_the_function() -> None:
     assert go.diff(captured("branches"), captured("branches")).summary() == (
         "no differences; 34 of 34 calls matched; 18 of 18 tensors equal"
     )
+
+
+@pytest.mark.parametrize("place", ["tensor", "input", "argument"])
+def test_names_that_would_run_as_code_are_refused(place: str, tmp_path: Path) -> None:
+    """torch writes these names into the code of the model, so a file could run anything."""
+    captured("branches").save(tmp_path / "net.gopt")
+    with zipfile.ZipFile(tmp_path / "net.gopt") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    evil = 'x") or print("harm") or ("'
+    model, graph = json.loads(parts["model.json"]), json.loads(parts["graph.json"])
+    if place == "tensor":
+        model["tensors"][evil] = model["tensors"].pop("head.bias")
+        model["aliases"][evil] = "head.bias"
+        model["kept"].append(evil)
+    elif place == "input":
+        next(row for row in graph["nodes"] if row["op"] == "placeholder")["name"] = evil
+    else:
+        model["arguments"] = [evil]
+    with zipfile.ZipFile(tmp_path / "evil.gopt", "w") as archive:
+        for name, data in parts.items():
+            changed = {"model.json": model, "graph.json": graph}.get(name)
+            archive.writestr(name, data if changed is None else json.dumps(changed))
+    with pytest.raises(LoadError, match="cannot be the name of"):
+        go.load(tmp_path / "evil.gopt")

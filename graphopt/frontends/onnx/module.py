@@ -18,6 +18,7 @@ from graphopt.frontends.onnx.reader import Graph, Node
 from graphopt.frontends.onnx.registry import Operator
 from graphopt.frontends.onnx.roles import parameters
 from graphopt.frontends.onnx.values import Constant, Known, Refusal, Value
+from graphopt.params import UNSAFE
 
 __all__ = ["OnnxModule", "argument_names"]
 
@@ -97,9 +98,9 @@ class OnnxModule(nn.Module):
             owner.register_buffer(leaf, tensor)
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
-        parts = name.split(".")
+        parts = UNSAFE.sub("_", name).split(".")
         if not all(parts) or any(".".join(parts[:n]) in self._constants for n in range(1, len(parts))):
-            parts = [name.replace(".", "_")]
+            parts = ["_".join(parts)]
         owner: nn.Module = self
         for part in parts[:-1]:
             if part not in owner._modules:

@@ -121,6 +121,7 @@ def read_model(
         raise LoadError("a stored tensor is damaged", where=source, why=str(error)) from error
     _check_fixed(fixed, {value.name for value in proto.graph.input} - set(stored), source)
     inputs = [_input(value, source) for value in proto.graph.input if value.name not in stored | fixed]
+    _check_order(nodes, {*stored, *fixed, *(spec.name for spec in inputs)}, source)
     return Graph(
         opset=opset,
         inputs=tuple(inputs),
@@ -130,6 +131,23 @@ def read_model(
         source=source,
         initializers=frozenset(stored),
     )
+
+
+def _check_order(nodes: tuple[Node, ...], known: set[str], source: str) -> None:
+    """Refuse nodes that read what nothing before them computes, as in a cycle, and values of one name."""
+    for node in nodes:
+        missing = [name for name in node.inputs if name and name not in known]
+        if missing:
+            raise LoadError(
+                f"{node.title} reads '{missing[0]}', which nothing before it computes",
+                where=source,
+                why="the nodes have a cycle or are out of order, or a part of the graph is missing",
+                todo="export the model again",
+            )
+        twice = [name for name in node.outputs if name and name in known]
+        if twice:
+            raise LoadError(f"{node.title} computes '{twice[0]}', which exists already", where=source)
+        known.update(node.outputs)
 
 
 def _check_fixed(fixed: Mapping[str, torch.Tensor], declared: set[str], source: str) -> None:
