@@ -22,7 +22,7 @@ from graphopt.diff.neighbours import align_between, spread
 from graphopt.diff.pairing import Pairing
 from graphopt.diff.reach import Support
 from graphopt.diff.sweeps import sweep
-from graphopt.diff.view import View, family
+from graphopt.diff.view import Item, View, family
 
 __all__ = ["Marks", "marks_of", "match_views"]
 
@@ -98,13 +98,23 @@ def _contents(view: View, marks: Marks) -> Iterator[tuple[Hashable, int]]:
     for item in view.calls():
         digests = [
             (family(item.operator), marks[row.index].digest)
-            for row in view.tensors(item.index).values()
+            for row in _stored(view, item)
             if not marks[row.index].plain
         ]
         if len(digests) > 1:
             yield (tuple(digests), item.index)
         for digest in digests:
             yield (digest, item.index)
+
+
+def _stored(view: View, item: Item) -> Iterator[Item]:
+    """The tensors that a call reads, also where it reads one transposed, as exporters write it."""
+    for _, source in item.operands:
+        row = view.items[source]
+        if family(row.operator) == "transposition" and len(row.operands) == 1:
+            row = view.items[row.operands[0][1]]
+        if row.kind == "tensor":
+            yield row
 
 
 def _names(view: View) -> Iterator[tuple[Hashable, int]]:
@@ -156,7 +166,7 @@ def _supported(pairing: Pairing, i: int, j: int) -> bool:
 
 def _same_content(pairing: Pairing, marks: tuple[Marks, Marks], i: int, j: int) -> bool:
     digests = [
-        {view_marks[row.index].digest for row in view.tensors(index).values() if not view_marks[row.index].plain}
+        {view_marks[row.index].digest for row in _stored(view, view.items[index]) if not view_marks[row.index].plain}
         for view, view_marks, index in ((pairing.a, marks[0], i), (pairing.b, marks[1], j))
     ]
     return bool(digests[0] & digests[1])
