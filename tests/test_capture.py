@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -333,6 +333,26 @@ def test_random_initialisation_in_place_becomes_functional() -> None:
     model = go.capture(Noise().train(), (torch.ones(8, 8),))
     kept = model(torch.ones(8, 8))
     assert set(kept.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_one_of_several_results_may_be_written_to(free: bool) -> None:
+    """Results of topk are tensors of their own; those of split are views, and what is written to them shows in all."""
+
+    class Router(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            weights, chosen = torch.topk(torch.softmax(x, -1), 2, dim=-1)
+            weights /= weights.sum(-1, keepdim=True)
+            chosen.add_(1)
+            whole = x * 2
+            first, second = whole.split(3, 1)
+            first.mul_(second)
+            return weights, chosen, whole
+
+    dynamic: dict[str | int, Any] | None = {0: {0: "batch"}} if free else None
+    model = go.capture(Router().eval(), (torch.randn(4, 6),), dynamic=dynamic)
+    x = torch.randn(7 if free else 4, 6)
+    assert all(torch.equal(a, b) for a, b in zip(model(x), Router()(x), strict=True))
 
 
 class Outputs(NamedTuple):

@@ -192,9 +192,11 @@ def _find_bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             made = node.target(*args, **kwargs)
             owner = next((arg for arg in node.all_input_nodes if _share(values[arg], made)), None)
+            if owner is not None and node.target is operator.getitem:
+                # A piece of a split is a view of what was split; one of a topk is a tensor of its own.
+                owner = base.get(owner)
             if owner is not None:
-                # A piece of a split is a view of what was split.
-                base[node] = base.get(owner, owner) if node.target is operator.getitem else owner
+                base[node] = owner
     return base
 
 

@@ -165,7 +165,6 @@ class Run:
         torch.set_rng_state(state["rng"])
         return self.done.steps - len(self.done.losses) * length
 
-
     def _fits(self, state: dict[str, Any]) -> bool:
         """Whether a checkpoint holds all that this training goes on from, for as many groups of parameters."""
         parts = {"inner", "optimizer", "schedule", "mean", "done", "sum", "epoch_rng", "rng"}

@@ -443,7 +443,6 @@ def test_transformers(kind: str) -> None:
                 **size, intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2
             )
         )
-        net.model.layers[0].mlp.gate.forward = _routed.__get__(net.model.layers[0].mlp.gate)
     net = net.eval()
     experts = net.model.layers[0].mlp.experts
     torch.nn.init.normal_(experts.gate_up_proj)
@@ -465,13 +464,6 @@ def test_transformers(kind: str) -> None:
     x = torch.randint(0, 32, (3, 7))
     with torch.no_grad():
         assert relative_error(small(x).logits, net(x).logits) <= 1e-5
-
-
-def _routed(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The router of Mixtral without its division in place, which capture cannot follow into a pair of outputs."""
-    logits = F.linear(hidden.reshape(-1, self.hidden_dim), self.weight)
-    values, ids = logits.float().softmax(-1).topk(self.top_k, -1)
-    return logits, values / values.sum(-1, keepdim=True), ids
 
 
 # What is refused
