@@ -22,13 +22,17 @@ from graphopt.registry import PRESETS
 from graphopt.transform import Pass
 from tests.compare import relative_error
 from tests.random_nets import Net
-from tests.random_steps import Combine, Linear
+from tests.random_steps import Combine, Conv, Linear
 from tests.strategies import nets
 
 LIMITS = {torch.float32: 1e-4, torch.float64: 1e-11}
 DYNAMIC = {"x": {0: "batch"}}
 
-# Two linears of one input, both used, are rare among random nets.
+# Two linears of one input, both used, and two convolutions of one that are added up are rare among random nets.
+BRANCHED = Net(
+    shape=(3, 6, 6),
+    steps=(Conv(x=0, out=4, kernel=3, padding=1), Conv(x=0, out=4), Combine(x=1, y=2), Conv(x=3, out=2, kernel=3)),
+)
 GATED = Net(shape=(6,), steps=(Linear(x=0, out=5), Linear(x=0, out=5), Combine(x=1, y=2, kind="mul")))
 
 
@@ -51,6 +55,7 @@ def test_any_order_of_exact_passes_keeps_what_a_net_computes() -> None:
     @sample(80)
     @given(nets(), dtypes, orders, st.sampled_from((2, 1, 3, 5)))
     @example(GATED, torch.float32, _passes(), 3)
+    @example(BRANCHED, torch.float64, _passes(), 3)
     def agree(net: Net, dtype: torch.dtype, order: Sequence[Pass], batch: int) -> None:
         net = net.to(dtype)
         model = go.capture(net, net.args(dtype=dtype), dynamic=DYNAMIC)

@@ -1,0 +1,133 @@
+"""Accuracy against measured latency: merging layers, pruning channels, and both, with the same fine-tuning for all.
+
+    python -m benchmarks.merging                        everything, into benchmarks/results/merging.json and the page
+    python -m benchmarks.merging --nets mobilenet --parts 0.6
+    python -m benchmarks.merging --table                the table in docs/merging.md alone
+
+The small nets of `benchmarks.baselines` are brought to parts of the latency of their compiled code with one image.
+`before` is the test accuracy right after that, `after` the one after the fine-tuning of `benchmarks.pruning`, and
+`again` the latency of the fine-tuned net, compiled anew. Cases that are done are kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+
+import graphopt as go
+from benchmarks.baselines import accuracy, baseline, optimizer_for
+from benchmarks.images import images
+from benchmarks.machine import commit, machine, versions
+from benchmarks.merging_table import PAGE, RESULTS, page
+from benchmarks.pruning import RATE, Case, task_of, tuning
+from benchmarks.pruning_methods import Task
+from graphopt.solve import BudgetError
+from graphopt.train import finetune
+
+DATA = "cifar10"
+NETS = ("mobilenet", "resnet", "vgg")
+PARTS = (0.8, 0.6)
+SEEDS = (0, 1, 2)
+METHODS = {
+    "merge": "merge-layers{{latency={part},seed={seed}}}",
+    "merge, two stages, tuned": "merge-layers{{latency={part},plan=two-stage,tune=1,seed={seed}}}",
+    "prune": "prune-channels{{latency={part},seed={seed}}}",
+    "merge and prune": "merge-layers{{latency={root},seed={seed}}},prune-channels{{latency={root},seed={seed}}}",
+}
+"""Pipelines; `root` is the square root of the part, so that both together reach it. The second one makes the choices of
+Kim et al. (2023): importance by training every candidate, and the two-stage program."""
+
+
+@dataclass(frozen=True)
+class Run:
+    net: str
+    part: float
+    method: str
+    seed: int
+
+    @property
+    def file(self) -> Path:
+        name = self.method.replace(",", "").replace(" ", "-")
+        return platformdirs.user_cache_path("graphopt") / "merged" / f"{self.net}-{self.part}-{name}-{self.seed}.json"
+
+    @property
+    def row(self) -> dict[str, Any] | None:
+        return json.loads(self.file.read_text()) if self.file.exists() else None
+
+    def keep(self, row: dict[str, Any]) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(row) + "\n")
+
+
+def measured(run: Run) -> dict[str, Any]:
+    data = images(DATA)
+    case = Case(DATA, run.net, "latency", run.part, "graphopt", run.seed)
+    task = task_of(case, data)
+    text = METHODS[run.method].format(part=run.part, root=round(run.part**0.5, 4), seed=run.seed)
+    start = time.perf_counter()
+    try:
+        small = made(task, text)
+    except BudgetError as error:
+        return {"refused": error.what}
+    row = {"seconds": time.perf_counter() - start, "before": accuracy(small.module, data)}
+    small.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types leave it out
+    finetune(small, optimizer=optimizer_for(small, run.net, RATE), **tuning(case, data))
+    return row | {
+        "trained": baseline(DATA, run.net)[1]["accuracy"],
+        "after": accuracy(small.module, data),
+        "again": task.latency(small),
+        "layers": sum(str(node.target) == "aten.conv2d.default" for node in small.graph.nodes),
+    }
+
+
+def made(task: Task, text: str) -> go.Model:
+    model = go.capture(deepcopy(task.module).eval(), (task.example,), dynamic={0: {0: "batch"}})
+    return go.run(model, text, calib=[(x,) for x, _ in task.calibration], check=False)[0]
+
+
+def runs(options: argparse.Namespace) -> Iterator[Run]:
+    for net in options.nets:
+        for part in options.parts:
+            for method in METHODS:
+                yield from (Run(net, part, method, seed) for seed in SEEDS[: options.seeds])
+
+
+def gathered() -> dict[str, Any]:
+    """All rows that are in the cache."""
+    nets: dict[str, Any] = {}
+    for net in NETS:
+        for part in PARTS:
+            for method in METHODS:
+                rows = [row for seed in SEEDS if (row := Run(net, part, method, seed).row) is not None]
+                if rows:
+                    nets.setdefault(net, {}).setdefault(str(part), {})[method] = rows
+    return {"machine": machine(), "versions": versions("apache-tvm"), "commit": commit(), "nets": nets}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="*", default=list(NETS), choices=NETS)
+    parser.add_argument("--parts", nargs="*", type=float, default=list(PARTS))
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    for run in () if options.table else runs(options):
+        if run.row is None:
+            run.keep(measured(run))
+            print(run, run.row, flush=True)
+    if not options.table:
+        RESULTS.write_text(json.dumps(gathered(), indent=1) + "\n")
+    PAGE.write_text(page(PAGE.read_text(), json.loads(RESULTS.read_text())))
+
+
+if __name__ == "__main__":
+    main()
