@@ -101,6 +101,7 @@ def _contents(model: Model) -> dict[str, bytes]:
         "aliases": aliases,
         "precision": dict(sorted(model.params.precision.items())),
         "example_sizes": example_sizes(model),
+        "single": sorted(model.shapes.names[symbol] for symbol in model.shapes.single),
     }
     example = {
         f"{position}": tensor.contiguous()
@@ -170,6 +171,7 @@ def _assemble(
         name: shapes.declare(name, range_, int(header["example_sizes"][name]))
         for name, range_ in signature.ranges.items()
     }
+    shapes.single = {symbol for symbol, name in shapes.names.items() if name in header.get("single", ())}
     model = Model(
         empty_module(), signature, shapes, mode=header["mode"], kept=header["kept"], history=header["history"]
     )

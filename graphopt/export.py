@@ -33,7 +33,7 @@ from graphopt.ops import is_in_place, is_pure
 from graphopt.params import ParamKind
 from graphopt.signature import ConstSpec, Range, Signature, TensorSpec, ValueSpec, size_of
 
-__all__ = ["example_sizes", "export", "from_exported_program", "make_codegen", "to_exported_program"]
+__all__ = ["example_sizes", "export", "from_exported_program", "make_codegen", "to_exported_program", "usual_sizes"]
 
 aten = torch.ops.aten
 
@@ -186,6 +186,12 @@ def example_sizes(model: Model) -> dict[str, int]:
             if isinstance(dim, str) and dim in sizes and size > 1:
                 sizes[dim] = int(size)
     return sizes
+
+
+def usual_sizes(model: Model) -> dict[str, int]:
+    """The size that every named dim had in the user's example: what costs and times are given for."""
+    single = (model.shapes.names[symbol] for symbol in model.shapes.single)
+    return example_sizes(model) | dict.fromkeys(single, 1)
 
 
 def _rename_inputs(graph: fx.Graph, names: Sequence[str] | None) -> None:

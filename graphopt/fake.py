@@ -40,13 +40,15 @@ class ShapeError(GraphoptError):
 class Shapes:
     """The symbolic sizes of one model and the propagation of fake tensors through its operators.
 
-    `names` maps each shape symbol to its name in the signature; `propagate` remembers what it has computed, so that
-    verifying a graph again costs only the nodes that are new.
+    `names` maps each shape symbol to its name in the signature; `single` are those that had the size 1 in the user's
+    example, which stand for 2 here as torch takes a 1 for a fixed size; `propagate` remembers what it has computed, so
+    that verifying a graph again costs only the nodes that are new.
     """
 
     def __init__(self, mode: FakeTensorMode | None = None, names: Mapping[sympy.Symbol, str] | None = None) -> None:
         self.mode = mode or FakeTensorMode(shape_env=ShapeEnv())
         self.names: dict[sympy.Symbol, str] = dict(names or {})
+        self.single: set[sympy.Symbol] = set()
         self._seen: dict[Hashable, Any] = {}
         self._refused: dict[Hashable, str] = {}
 
@@ -65,6 +67,16 @@ class Shapes:
         size = self.env.create_symintnode(symbol, hint=example, source=source)
         assert isinstance(size, torch.SymInt)
         return size
+
+    def number(self, size: int | torch.SymInt) -> int:
+        """What a size was in the user's example, or would have been."""
+        if isinstance(size, int):
+            return size
+        expr = size.node.expr
+        if self.single.isdisjoint(expr.free_symbols):
+            return int(example_number(size))
+        known = {s: self.env.backed_var_to_val.get(s, sympy.Integer(2)) for s in expr.free_symbols}
+        return int(expr.xreplace(known | dict.fromkeys(self.single, sympy.Integer(1))))
 
     def tensor(self, dtype: torch.dtype, dims: Iterable[Dim], sizes: Mapping[str, torch.SymInt]) -> FakeTensor:
         """A fake tensor whose dims are numbers or expressions over the named `sizes`."""

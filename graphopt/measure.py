@@ -28,7 +28,7 @@ from graphopt import __version__
 from graphopt.backend import Artifact, Timing, build
 from graphopt.cpus import processor
 from graphopt.errors import UsageError
-from graphopt.fake import example_number
+from graphopt.fake import Shapes
 from graphopt.model import Model
 from graphopt.ops import arguments
 from graphopt.target import Target
@@ -99,16 +99,20 @@ class Stopwatch:
 
 
 class LatencyTable:
-    """Seconds of single layers, from the file or measured now."""
+    """Seconds of single layers, from the file or measured now, at the sizes of the user's example.
 
-    def __init__(self, watch: Stopwatch, folder: Path | None = None) -> None:
-        self.watch = watch
+    Args:
+        shapes: of the model that the layers are of.
+    """
+
+    def __init__(self, watch: Stopwatch, shapes: Shapes, folder: Path | None = None) -> None:
+        self.watch, self.shapes = watch, shapes
         self.path = (folder or cache_folder()) / "latency.sqlite"
         self.measured = 0
         self._where = _surroundings(watch)
 
     def seconds(self, node: Node) -> float:
-        """What the call of `node` takes by itself, at the sizes of the example."""
+        """What the call of `node` takes by itself."""
         key = self.key(node)
         known = self._read(key)
         if known is None:
@@ -119,13 +123,26 @@ class LatencyTable:
 
     def key(self, node: Node) -> str:
         """Everything that the time of a call depends on, as a digest."""
-        text = json.dumps([str(node.target), _plain(arguments(node)), self._where], sort_keys=True)
+        text = json.dumps([str(node.target), self._plain(arguments(node)), self._where], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _plain(self, value: Any) -> Any:
+        """Arguments as JSON: tensors as their dtype and shape, sizes as numbers."""
+        if isinstance(value, Node):
+            value = value.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            return [str(value.dtype), [self.shapes.number(size) for size in value.shape]]
+        if isinstance(value, Mapping):
+            return {key: self._plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._plain(item) for item in value]
+        value = self.shapes.number(value) if isinstance(value, torch.SymInt) else value
+        return value if isinstance(value, int | float | str | None) else str(value)
 
     def _measure(self, node: Node) -> float:
         from graphopt.frontends.torch import capture
 
-        layer, inputs = _isolated(node)
+        layer, inputs = _isolated(node, self.shapes)
         artifact = self.watch.build(capture(layer.eval(), inputs))
         tensors = list(inputs)
         return Timing.measure(lambda: artifact.run(tensors), rounds=_ROUNDS, warmup=_WARMUP).median
@@ -169,7 +186,7 @@ class _Layer(nn.Module):
         return self.call(self, inputs)
 
 
-def _isolated(node: Node) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def _isolated(node: Node, shapes: Shapes) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     """A module that does what `node` does, and inputs for it."""
     generator = torch.Generator().manual_seed(0)
     tensors = [used for used in node.all_input_nodes if isinstance(used.meta.get("val"), torch.Tensor)]
@@ -180,39 +197,21 @@ def _isolated(node: Node) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
         def value(used: Node) -> Any:
             if used in stored:
                 return getattr(layer, stored[used])
-            return inputs[given.index(used)] if used in given else _number(used.meta["val"])
+            return inputs[given.index(used)] if used in given else shapes.number(used.meta["val"])
 
         args, kwargs = map_arg((node.args, node.kwargs), value)
         return node.target(*args, **kwargs)  # type: ignore[operator]  # an overload
 
-    weights = {name: _drawn(used, generator) for used, name in stored.items()}
-    return _Layer(call, weights), tuple(_drawn(used, generator) for used in given)
+    weights = {name: _drawn(used, shapes, generator) for used, name in stored.items()}
+    return _Layer(call, weights), tuple(_drawn(used, shapes, generator) for used in given)
 
 
-def _drawn(node: Node, generator: torch.Generator) -> torch.Tensor:
+def _drawn(node: Node, shapes: Shapes, generator: torch.Generator) -> torch.Tensor:
     value = node.meta["val"]
-    shape = [_number(size) for size in value.shape]
+    shape = [shapes.number(size) for size in value.shape]
     if not value.dtype.is_floating_point:
         return torch.zeros(shape, dtype=value.dtype)
     return torch.randn(shape, generator=generator).to(value.dtype)
-
-
-def _number(size: Any) -> Any:
-    return example_number(size) if isinstance(size, torch.SymInt) else size
-
-
-def _plain(value: Any) -> Any:
-    """Arguments as JSON: tensors as their dtype and shape, sizes as numbers."""
-    if isinstance(value, Node):
-        value = value.meta.get("val")
-    if isinstance(value, torch.Tensor):
-        return [str(value.dtype), [_number(size) for size in value.shape]]
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    value = _number(value)
-    return value if isinstance(value, int | float | str | None) else str(value)
 
 
 def _surroundings(watch: Stopwatch) -> dict[str, Any]:

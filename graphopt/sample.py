@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from graphopt.errors import InputError
-from graphopt.export import example_sizes
+from graphopt.export import example_sizes, usual_sizes
 from graphopt.fake import dtype_name
 from graphopt.model import Model
 from graphopt.signature import Signature, size_of
 
-__all__ = ["check_batch", "sample_inputs"]
+__all__ = ["check_batch", "sample_inputs", "usual_inputs"]
 
 
 def sample_inputs(model: Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> list[torch.Tensor]:
@@ -41,6 +41,11 @@ def sample_inputs(model: Model, *, seed: int = 0, sizes: Mapping[str, int] | Non
             picks = torch.randint(example.numel(), shape, generator=generator)
             inputs.append(example.flatten()[picks.flatten().to(example.device)].reshape(shape))
     return inputs
+
+
+def usual_inputs(model: Model) -> list[torch.Tensor]:
+    """Seeded inputs of the sizes that the user's example had, a single image say, to measure times with."""
+    return sample_inputs(model, sizes=usual_sizes(model))
 
 
 def check_batch(signature: Signature, batch: Sequence[torch.Tensor], where: str) -> None:

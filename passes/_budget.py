@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from graphopt.analysis.cost import cost
 from graphopt.analysis.coupling import Coupling
 from graphopt.analysis.widths import Widths, example_cost, layer_macs
+from graphopt.deployed import Deployed
 from graphopt.measure import LatencyTable, Stopwatch
 from graphopt.model import Model
 from graphopt.ops import Kind, lookup
 from graphopt.params import ParamKind
 from graphopt.rewriter import Node
-from graphopt.sample import sample_inputs
 
 __all__ = ["Budget", "Latency", "Macs", "Memory", "Params"]
 
@@ -111,7 +111,7 @@ class Memory(Budget):
 
 class Latency(Budget):
     """Seconds of compiled code on a target. The plan goes by what each layer takes alone; what a plan reaches is
-    measured on the compiled model, which takes turns with the compiled original, at the sizes of the example."""
+    measured on the whole (see `graphopt.deployed`)."""
 
     name = "latency"
     enough = 0.93
@@ -125,14 +125,13 @@ class Latency(Budget):
     def look(self, coupling: Coupling, *, first: bool) -> None:
         model = coupling.model
         if first:
-            self.inputs = sample_inputs(model)
-            self.table = LatencyTable(self.watch)
-            self._original = self.watch.build(model)
+            self.table = LatencyTable(self.watch, model.shapes)
+            self._deployed = Deployed(model, self.watch)
         self.amounts = {node: self.table.seconds(node) for node in model.graph.nodes if _is_layer(node)}
         self.widths = Widths.of_layers(coupling, self.amounts)
 
     def reached(self, model: Model) -> float:
-        return self.watch.ratio(self.watch.build(model), self._original, self.inputs)
+        return self._deployed.part(model)
 
 
 def _parameter_sizes(model: Model) -> dict[Node, float]:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 
 from graphopt.analysis.cost import cost
 from graphopt.analysis.widths import layer_macs
+from graphopt.deployed import Deployed
 from graphopt.errors import UsageError
 from graphopt.measure import LatencyTable, Stopwatch
 from graphopt.model import Model
 from graphopt.ops import Kind, lookup
 from graphopt.rewriter import Node
-from graphopt.sample import sample_inputs
 
 __all__ = ["COUNTED", "Goal", "Part", "PartOfLatency"]
 
@@ -57,22 +57,19 @@ class Part(Goal):
 
 class PartOfLatency(Goal):
     """A part of the seconds of compiled code on a target. What a block takes is estimated from what its layers take
-    alone; what is left is measured on the compiled model, which takes turns with the compiled original, at the sizes of
-    the example."""
+    alone; what is left is measured on the whole (see `graphopt.deployed`)."""
 
     name = "latency"
     exact = False
 
     def __init__(self, part: float, model: Model, watch: Stopwatch) -> None:
-        self.part, self.watch = part, watch
-        self.inputs = sample_inputs(model)
-        self.original = watch.build(model)
-        table = LatencyTable(watch)
+        self.part, self.deployed = part, Deployed(model, watch)
+        table = LatencyTable(watch, model.shapes)
         self.seconds = {node: table.seconds(node) for node in model.graph.nodes if _is_layer(node)}
         self.whole = sum(self.seconds.values())
 
     def left(self, model: Model) -> float:
-        return self.watch.ratio(self.watch.build(model), self.original, self.inputs)
+        return self.deployed.part(model)
 
     def saved(self, shorter: Model, nodes: Iterable[Node]) -> float:
         return sum(self.seconds.get(node, 0.0) for node in nodes) / (self.whole or 1.0)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from graphopt.fake import example_number
 from graphopt.measure import LatencyTable, Stopwatch
+from graphopt.model import Model
 from graphopt.params import ParamKind
 from graphopt.passes._kernel import Kernel
 from graphopt.passes._linear import Step
@@ -128,9 +128,10 @@ class Price:
     """What layers cost: multiply-accumulates at the sizes of the example, or measured seconds on a target, each layer
     compiled and timed alone. Batch norms, arithmetic and pads cost nothing: they are computed with a layer."""
 
-    def __init__(self, target: str | None, threads: int | None) -> None:
+    def __init__(self, model: Model, target: str | None, threads: int | None) -> None:
         self.target = target
-        self.table = None if target is None else LatencyTable(Stopwatch(Target.parse(target), threads))
+        watch = None if target is None else Stopwatch(Target.parse(target), threads)
+        self.table = None if watch is None else LatencyTable(watch, model.shapes)
 
     def of_steps(self, rw: Rewriter, steps: Sequence[Step]) -> float:
         return sum(self._of_step(rw, step) for step in steps if not step.is_free)
@@ -174,7 +175,7 @@ def _positions(rw: Rewriter, node: Node, axes: int) -> int:
 
 
 def _sizes(rw: Rewriter, node: Node) -> list[int]:
-    return [size if isinstance(size, int) else int(example_number(size)) for size in rw.fake(node).shape]
+    return [rw.model.shapes.number(size) for size in rw.fake(node).shape]
 
 
 def _call_by_itself(rw: Rewriter, kernel: Kernel, source: Node) -> Node:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from graphopt.analysis.widths import layer_macs
-from graphopt.backend import Artifact
+from graphopt.deployed import Deployed
 from graphopt.depth import Piece, one_stage, two_stage
 from graphopt.errors import UsageError
 from graphopt.measure import Stopwatch
@@ -18,7 +18,6 @@ from graphopt.passes._merged_layer import Price, why_not_finite
 from graphopt.passes._output_error import OutputError
 from graphopt.passes._regression import fitted
 from graphopt.rewriter import Node, Rewriter
-from graphopt.sample import sample_inputs
 from graphopt.solve import BudgetError
 from graphopt.target import Target
 from graphopt.transform import Contract, Pass
@@ -102,22 +101,25 @@ class MergeLayers(Pass):
 
     def run(self, rw: Rewriter) -> None:
         name, part = self._checked(rw)
-        table = Table(rw, self._price(), largest=self.largest, longest=self.longest)
+        table = Table(rw, self._price(rw.model), largest=self.largest, longest=self.longest)
         table.report()
         if not table.candidates:
             rw.findings |= {"merged": [], "nothing to merge": "no convolution is cheaper than several layers are"}
             return
         original = rw.model.clone(share_tensors=True)
         losses = Losses(original, rw.calib, self.importance, self.tune)
-        goal = _Goal(self, original) if name == "latency" else _Goal(None, original)
+        goal = _Goal(original, self._watch() if name == "latency" else None)
         planner = _Planner(table, losses.of(table.candidates), goal, two_stage=self.plan == "two-stage")
         chosen = planner.within(part, _ENOUGH[name])
         rw.findings |= {"budget": {name: part}, "achieved": {name: planner.reached}}
         rw.findings["merged"] = [_row(one, planner.losses[one.label]) for one in chosen]
         _merge(rw, original, chosen, self.seed)
 
-    def _price(self) -> Price:
-        return Price(self.target if self.latency is not None else None, self.threads)
+    def _watch(self) -> Stopwatch:
+        return Stopwatch(Target.parse(self.target), self.threads)
+
+    def _price(self, model: Model) -> Price:
+        return Price(model, self.target if self.latency is not None else None, self.threads)
 
     def _checked(self, rw: Rewriter) -> tuple[str, float]:
         given = {name: part for name in ("macs", "latency") if (part := getattr(self, name)) is not None}
@@ -142,13 +144,9 @@ class MergeLayers(Pass):
 class _Goal:
     """What of the original's cost a model reaches: multiply-accumulates, or measured seconds of compiled code."""
 
-    def __init__(self, options: MergeLayers | None, original: Model) -> None:
+    def __init__(self, original: Model, watch: Stopwatch | None) -> None:
         self.original = original
-        self.watch: Stopwatch | None = None
-        if options is not None:
-            self.watch = Stopwatch(Target.parse(options.target), options.threads)
-            self.inputs = sample_inputs(original)
-            self.compiled: Artifact = self.watch.build(original)
+        self.deployed = None if watch is None else Deployed(original, watch)
 
     def reached(self, chosen: list[Candidate]) -> float:
         if not chosen:
@@ -160,9 +158,9 @@ class _Goal:
             part = replacement.region(one)
             replacement.replace(part, start(rw, part, one.size))
         copy.touch()
-        if self.watch is None:
+        if self.deployed is None:
             return sum(layer_macs(copy).values()) / sum(layer_macs(self.original).values())
-        return self.watch.ratio(self.watch.build(copy), self.compiled, self.inputs)
+        return self.deployed.part(copy)
 
 
 class _Planner:

@@ -79,7 +79,7 @@ class MergeParallelConv(Pass):
     concat: bool = True
 
     def run(self, rw: Rewriter) -> None:
-        price = Price(self.target, self.threads)
+        price = Price(rw.model, self.target, self.threads)
         walk_until_still(rw, lambda note: self._walk(rw, price, note))
         if rw.changed:
             relax_views(rw)

@@ -87,7 +87,7 @@ class MergeSequential(Pass):
             object.__setattr__(self, "contract", Contract.LOSSY("output error"))
 
     def run(self, rw: Rewriter) -> None:
-        price = Price(self.target, self.threads)
+        price = Price(rw.model, self.target, self.threads)
         walk_until_still(rw, lambda note: self._walk(rw, price, note))
 
     def _walk(self, rw: Rewriter, price: Price, note: Note) -> None:

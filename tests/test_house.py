@@ -32,6 +32,7 @@ LAYERS = [
     {"archive", "rewriter", "check", "registry", "backend"},
     {"match", "instruments", "repro", "surgery", "measure"},
     {"pipeline", "train"},
+    {"deployed"},
     {"diff"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -12,39 +12,47 @@ import torch
 from torch import nn
 
 import graphopt as go
+from graphopt.analysis.widths import layer_macs
+from graphopt.deployed import Deployed
 from graphopt.errors import UsageError
+from graphopt.fake import Shapes
 from graphopt.measure import LatencyTable, Stopwatch, cache_folder, runs_here
+from graphopt.sample import usual_inputs
 from graphopt.target import Target
 
 CPU = Target.parse("cpu")
 
 
-def layers(width: int = 8) -> list[object]:
+def captured(width: int = 8, batch: int = 2) -> go.Model:
     net = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(width * 36, 4)).eval()
-    model = go.capture(net, (torch.randn(2, 3, 8, 8),), dynamic={0: {0: "batch"}})
+    return go.capture(net, (torch.randn(batch, 3, 8, 8),), dynamic={0: {0: "batch"}})
+
+
+def layers(width: int = 8) -> list[object]:
+    model = captured(width)
     return [node for node in model.graph.nodes if str(node.target) in ("aten.conv2d.default", "aten.linear.default")]
 
 
 def test_a_layer_is_measured_once(tmp_path: Path) -> None:
     watch = Stopwatch(CPU, 1, "reference")
-    table = LatencyTable(watch, tmp_path)
+    table = LatencyTable(watch, Shapes(), tmp_path)
     first = [table.seconds(node) for node in layers()]
     assert all(0 < seconds < 10 for seconds in first) and table.measured == 2
-    again = LatencyTable(watch, tmp_path)
+    again = LatencyTable(watch, Shapes(), tmp_path)
     assert [again.seconds(node) for node in layers()] == first and again.measured == 0
     again.seconds(layers(9)[0])
     assert again.measured == 1
 
 
 def test_compiled_layers_are_measured(tmp_path: Path) -> None:
-    table = LatencyTable(Stopwatch(CPU, 1), tmp_path)
+    table = LatencyTable(Stopwatch(CPU, 1), Shapes(), tmp_path)
     assert all(0 < table.seconds(node) < 10 for node in layers())
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "latency.sqlite").write_text("this is no database, and long enough to be looked at " * 40)
     with pytest.raises(UsageError, match=r"latency.sqlite' cannot be used"):
-        LatencyTable(Stopwatch(CPU, 1, "reference"), tmp_path).seconds(layers()[0])  # type: ignore[arg-type]
+        LatencyTable(Stopwatch(CPU, 1, "reference"), Shapes(), tmp_path).seconds(layers()[0])  # type: ignore[arg-type]
 
 
 def test_what_a_time_depends_on(tmp_path: Path) -> None:
@@ -52,7 +60,7 @@ def test_what_a_time_depends_on(tmp_path: Path) -> None:
 
     def key(node: object = conv, **changes: object) -> str:
         watch = Stopwatch(**{"target": CPU, "threads": 1, "backend": "reference"} | changes)  # type: ignore[arg-type]
-        return LatencyTable(watch, tmp_path).key(node)  # type: ignore[arg-type]
+        return LatencyTable(watch, Shapes(), tmp_path).key(node)  # type: ignore[arg-type]
 
     others = [
         key(layers(9)[0]),
@@ -63,6 +71,35 @@ def test_what_a_time_depends_on(tmp_path: Path) -> None:
     ]
     assert len({key(), *others}) == 6
     assert key(layers()[0]) == key()
+
+
+def test_layers_are_measured_at_the_sizes_of_the_users_example(tmp_path: Path) -> None:
+    """torch takes a batch of 1 for a fixed size, so that the graph was traced with 2."""
+    watch = Stopwatch(CPU, 1, "reference")
+    keys = {}
+    for batch in (1, 2, 3):
+        model = captured(batch=batch)
+        table = LatencyTable(watch, model.shapes, tmp_path)
+        keys[batch] = {table.key(node) for node in model.graph.nodes if str(node.target) == "aten.conv2d.default"}
+        assert [tuple(x.shape) for x in usual_inputs(model)] == [(batch, 3, 8, 8)]
+        assert sum(layer_macs(model).values()) == batch * (8 * 27 * 36 + 8 * 36 * 4)
+    assert len(set().union(*keys.values())) == 3
+    captured(batch=1).save(tmp_path / "net.gopt")
+    again = go.load(tmp_path / "net.gopt")
+    assert [tuple(x.shape) for x in usual_inputs(again)] == [(1, 3, 8, 8)]
+
+
+def test_models_are_compared_as_they_are_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch norms are folded in both, so that removing one saves nothing."""
+    normed, plain = (
+        go.capture(nn.Sequential(nn.Conv2d(3, 4, 1), *norms).eval(), (torch.randn(1, 3, 2, 2),))
+        for norms in ([nn.BatchNorm2d(4)], [])
+    )
+    built: list[int] = []
+    monkeypatch.setattr(Stopwatch, "build", lambda watch, model: built.append(len(model.graph.nodes)) or len(built))
+    monkeypatch.setattr(Stopwatch, "ratio", lambda watch, one, other, inputs: one / other)
+    assert Deployed(normed, Stopwatch(CPU)).part(plain) == 2 and built[0] == built[1]
+    assert len(normed.graph.nodes) > len(plain.graph.nodes)
 
 
 def test_another_machines_code_is_not_measured() -> None:

@@ -30,6 +30,7 @@ from torch.fx import Node
 from graphopt.analysis.lifetimes import Lifetime, lifetimes, peak_step
 from graphopt.analysis.sizes import Evaluator, Renamer, Sum, Volumes, total
 from graphopt.errors import UsageError
+from graphopt.export import usual_sizes
 from graphopt.mode import is_running_statistic
 from graphopt.ops import Indexed, Kind, OpInfo, Size, argument, is_view, lookup, product
 from graphopt.params import ParamKind
@@ -157,7 +158,7 @@ def cost(model: Model, at: Mapping[str, int] | None = None) -> Cost:
         parameters=parameters,
         weight_bytes=weight_bytes,
         moved_bytes=Sum(node.moved_bytes for node in nodes).total(),
-        peak_bytes=_peak(buffers, Evaluator(_example_sizes(model))),
+        peak_bytes=_peak(buffers, Evaluator(usual_sizes(model))),
         nodes=nodes,
         modules=_modules(model, nodes),
         operators=dict(operators.most_common()),
@@ -291,14 +292,6 @@ def _peak(buffers: tuple[Lifetime, ...], measure: Callable[[Size], int]) -> Size
 def _free_names(buffers: tuple[Lifetime, ...]) -> tuple[str, ...]:
     expressions = {buffer.bytes for buffer in buffers if not isinstance(buffer.bytes, int)}
     return tuple(sorted({str(symbol) for expression in expressions for symbol in expression.free_symbols}))
-
-
-def _example_sizes(model: Model) -> dict[str, int]:
-    """The named sizes of the example inputs, as far as an input has an axis of just that size."""
-    sizes: dict[str, int] = {}
-    for spec, tensor in zip(model.signature.tensor_inputs, model.example, strict=False):
-        sizes |= {dim: size for dim, size in zip(spec.dims, tensor.shape, strict=True) if isinstance(dim, str)}
-    return sizes
 
 
 def _evaluated(row: _Row, value: Evaluator) -> _Row:

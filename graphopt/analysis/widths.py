@@ -14,7 +14,7 @@ from torch.fx import Node
 from graphopt.analysis.cost import Cost, cost
 from graphopt.analysis.labels import compact
 from graphopt.analysis.lifetimes import peak_step
-from graphopt.export import example_sizes
+from graphopt.export import usual_sizes
 from graphopt.ops import Contracted, Product, argument, lookup, operands
 from graphopt.params import Entry, ParamKind
 
@@ -91,7 +91,7 @@ class Widths:
 def example_cost(model: Model) -> Cost:
     """What a call costs at the sizes of the example."""
     counted = cost(model)
-    sizes = example_sizes(model)
+    sizes = usual_sizes(model)
     return counted.at(**{name: sizes[name] for name in counted.names}) if counted.names else counted
 
 

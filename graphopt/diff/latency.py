@@ -7,7 +7,7 @@ from typing import Any
 
 from graphopt.backend import Timing, build
 from graphopt.model import Model
-from graphopt.sample import sample_inputs
+from graphopt.sample import usual_inputs
 
 __all__ = ["LatencyDiff", "measure_both"]
 
@@ -37,7 +37,7 @@ def measure_both(a: Model, b: Model, backend: str, *, rounds: int = 20) -> Laten
     """
     calls = []
     for model in (a, b):
-        artifact, tensors = build(model, backend=backend), sample_inputs(model)
+        artifact, tensors = build(model, backend=backend), usual_inputs(model)
         artifact.run(tensors)
         calls.append((artifact, tensors))
     times: tuple[list[float], list[float]] = ([], [])

@@ -140,6 +140,19 @@ class GraphDiff:
             "latency": self.latency and self.latency.to_json(),
         }
 
+    def to_html(self) -> str:
+        """One page that shows both graphs side by side and needs nothing else; docs/diff.md says what it does.
+
+        Raises:
+            UsageError: when the layout library of the page was not fetched (`make page` in a checkout).
+        """
+        from graphopt.diff.html import html_page
+        from graphopt.diff.page_data import PageData
+
+        data = PageData(f"{self.a.source or 'a model'} and {self.b.source or 'a model'}")
+        data.add("", self)
+        return html_page(data.to_json())
+
     def __repr__(self) -> str:
         return f"<graphopt.GraphDiff: {self.summary()}>"
 

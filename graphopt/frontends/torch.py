@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
+import sympy
 import torch
 from torch import nn
 from torch.export import Dim
@@ -58,6 +59,7 @@ def capture(
     args, kwargs = tuple(args), dict(kwargs or {})
     inputs = _bind(module, args, kwargs)
     specs = _dynamic_specs(inputs, dynamic or {}, {})
+    given = pytree.tree_leaves((args, kwargs))
     args, kwargs = _without_ones(args, kwargs, inputs, specs)
     hints = None
     try:
@@ -81,8 +83,21 @@ def capture(
     )
     if hints is not None:
         model.signature = _with_ones(model.signature, specs)
+    model.shapes.single = _single(model, [leaf for leaf in given if isinstance(leaf, torch.Tensor)])
     verify(model)
     return model
+
+
+def _single(model: Model, given: list[torch.Tensor]) -> set[sympy.Symbol]:
+    """The free sizes that were 1 in the inputs that were given, where the model takes a 1."""
+    ranges = model.signature.ranges
+    names = {
+        dim
+        for spec, tensor in zip(model.signature.tensor_inputs, given, strict=True)
+        for dim, size in zip(spec.dims, tensor.shape, strict=True)
+        if size == 1 and isinstance(dim, str) and dim in ranges and ranges[dim].min <= 1
+    }
+    return {symbol for symbol, name in model.shapes.names.items() if name in names}
 
 
 def _with_ones(signature: Signature, specs: dict[str, Any]) -> Signature:

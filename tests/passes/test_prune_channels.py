@@ -14,7 +14,7 @@ from graphopt.analysis.cost import cost
 from graphopt.analysis.coupling import couple
 from graphopt.analysis.widths import layer_macs
 from graphopt.errors import GraphoptError, UsageError
-from graphopt.export import example_sizes
+from graphopt.export import usual_sizes
 from graphopt.measure import LatencyTable, Stopwatch
 from graphopt.passes._importance import MEASURES, measure
 from graphopt.rewriter import Rewriter
@@ -121,7 +121,7 @@ def test_what_is_asked_for_and_what_is_left() -> None:
 
 def test_memory_is_that_of_weights_and_of_what_is_alive_at_once() -> None:
     model = chain()
-    before, sizes = cost(model), example_sizes(model)
+    before, sizes = cost(model), usual_sizes(model)
     small, (report,) = go.run(model, "prune-channels{memory=0.6}")
     after = cost(small)
     left = [counted.weight_bytes + counted.at(**sizes).peak_bytes for counted in (after, before)]
