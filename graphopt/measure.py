@@ -1,8 +1,9 @@
 """Seconds that compiled code takes: of a layer by itself, remembered on disk, and of two models side by side.
 
-A layer is compiled for the target with its own shapes and timed alone. Its time is kept in an SQLite file under what it
-depends on: operator, shapes, arguments, target, threads, backend, processor and versions. So a second look is instant,
-and machines of one kind can share the file. `GRAPHOPT_CACHE` names another folder than the user's cache for it.
+A layer is compiled for the target with its own shapes, once and several times in one program, and the difference
+counts: a program has a start that a layer in the middle of a model has not. Its time is kept in an SQLite file under
+what it depends on: operator, shapes, arguments, target, threads, backend, processor and versions. So a second look is
+instant, and machines of one kind can share the file. `GRAPHOPT_CACHE` names another folder than the user's cache for it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import nn
 from torch.fx import Node, map_arg
 
 from graphopt import __version__
-from graphopt.backend import Artifact, Timing, build
+from graphopt.backend import Artifact, build
 from graphopt.cpus import processor
 from graphopt.errors import UsageError
 from graphopt.fake import Shapes
@@ -35,9 +36,13 @@ from graphopt.target import Target
 
 __all__ = ["LatencyTable", "Stopwatch", "cache_folder", "runs_here"]
 
-_ROUNDS, _WARMUP = 15, 3
-_TURNS, _CALLS = 8, 4
-"""How often two models take turns, and how many calls a turn has."""
+_TURNS, _CALLS = (8, 200), 4
+"""How often two models take turns, at least and at most, and how many calls a turn has."""
+_SECONDS = {"model": 1.0, "layer": 0.1}
+"""For which they take turns when they are fast."""
+_COPIES = 5
+_LEAST = 1e-7
+"""Seconds of a layer that takes no measurable time."""
 
 
 def cache_folder() -> Path:
@@ -80,22 +85,30 @@ class Stopwatch:
         return build(model, self.target, self.backend, threads=self.threads)
 
     def ratio(self, model: Artifact, other: Artifact, inputs: Sequence[torch.Tensor]) -> float:
-        """Seconds of `model` over those of `other`, which take turns on the same inputs.
+        """Seconds of `model` over those of `other`, which take turns on the same inputs: the median of the turns."""
+        tensors = list(inputs)
+        turns = _turns(lambda: model.run(tensors), lambda: other.run(tensors), _SECONDS["model"])
+        return statistics.median(one / two for one, two in turns)
 
-        Of every turn the fastest call counts, and of those the median: what other processes take, they take from single
-        calls.
-        """
-        times: dict[int, list[float]] = {0: [], 1: []}
-        for turn in range(_TURNS + 1):
-            for index, artifact in enumerate((model, other)):
-                calls = []
-                for _ in range(_CALLS):
-                    start = time.perf_counter()
-                    artifact.run(list(inputs))
-                    calls.append(time.perf_counter() - start)
-                if turn:  # the first one warms up
-                    times[index].append(min(calls))
-        return statistics.median(times[0]) / statistics.median(times[1])
+
+def _turns(one: Callable[[], object], two: Callable[[], object], seconds: float) -> list[tuple[float, float]]:
+    """Seconds of two calls that take turns; of every turn the fastest call counts, as what other processes take, they
+    take from single calls."""
+    found: list[tuple[float, float]] = []
+    start = time.perf_counter()
+    least, most = _TURNS
+    while len(found) <= least or (len(found) < most and time.perf_counter() - start < seconds):
+        found.append((_fastest(one), _fastest(two)))
+    return found[1:]  # the first one warms up
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(_CALLS):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 class LatencyTable:
@@ -140,12 +153,18 @@ class LatencyTable:
         return value if isinstance(value, int | float | str | None) else str(value)
 
     def _measure(self, node: Node) -> float:
+        """What further calls take beside a first one: a run has a start of its own, which may take longer."""
+        first, all_of_them = (self._runnable(node, copies) for copies in (1, _COPIES))
+        turns = _turns(first, all_of_them, _SECONDS["layer"])
+        return max(_LEAST, statistics.median(many - one for one, many in turns) / (_COPIES - 1))
+
+    def _runnable(self, node: Node, copies: int) -> Callable[[], object]:
         from graphopt.frontends.torch import capture
 
-        layer, inputs = _isolated(node, self.shapes)
-        artifact = self.watch.build(capture(layer.eval(), inputs))
-        tensors = list(inputs)
-        return Timing.measure(lambda: artifact.run(tensors), rounds=_ROUNDS, warmup=_WARMUP).median
+        layers = [_isolated(node, self.shapes, seed) for seed in range(copies)]
+        inputs = [tensor for _, given in layers for tensor in given]
+        artifact = self.watch.build(capture(_Layers([layer for layer, _ in layers]).eval(), inputs))
+        return lambda: artifact.run(inputs)
 
     def _read(self, key: str) -> float | None:
         if not self.path.exists():
@@ -186,9 +205,21 @@ class _Layer(nn.Module):
         return self.call(self, inputs)
 
 
-def _isolated(node: Node, shapes: Shapes) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+class _Layers(nn.Module):
+    """Layers beside each other, each with inputs of its own."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        each = len(inputs) // len(self.layers)
+        return [layer(*inputs[i * each : (i + 1) * each]) for i, layer in enumerate(self.layers)]
+
+
+def _isolated(node: Node, shapes: Shapes, seed: int) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     """A module that does what `node` does, and inputs for it."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     tensors = [used for used in node.all_input_nodes if isinstance(used.meta.get("val"), torch.Tensor)]
     stored = {used: f"weight_{i}" for i, used in enumerate(tensors) if used.op == "get_attr"}
     given = [used for used in tensors if used not in stored]
@@ -225,6 +256,7 @@ def _surroundings(watch: Stopwatch) -> dict[str, Any]:
         "target": watch.target.to_json(),
         "threads": watch.threads or watch.target.cores,
         "backend": watch.backend,
+        "copies": _COPIES,
         "processor": processor(),
         "versions": versions,
     }

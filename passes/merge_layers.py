@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +25,7 @@ from graphopt.transform import Contract, Pass
 
 __all__ = ["MergeLayers"]
 
-_ROUNDS = 8
+_ROUNDS = 10
 _ENOUGH = {"macs": 0.98, "latency": 0.95}
 """Of the budget: when a plan that meets it uses enough of it."""
 
@@ -178,6 +179,7 @@ class _Planner:
         """
         aim = part * sum(self.table.costs)
         best: tuple[float, list[Candidate]] | None = None
+        over, under = math.inf, 0.0  # aims whose plans cost too much, and ones whose plans could cost more
         smallest = 1.0
         for _ in range(_ROUNDS):
             try:
@@ -188,11 +190,12 @@ class _Planner:
             smallest = min(smallest, reached)
             if reached <= part and (best is None or reached > best[0]):
                 best = reached, chosen
-            if best is not None and best[0] >= enough * part:
+            if enough * part <= reached <= part or (reached > part and chosen == self._cheapest()):
                 break
-            if reached > part and chosen == self._cheapest():
-                break
-            aim *= part / reached * (0.995 if reached > part else 1.0)
+            over, under = (min(over, aim), under) if reached > part else (over, max(under, aim))
+            aim *= part / reached
+            if not under < aim < over:
+                aim = (under + over) / 2
         if best is None:
             raise BudgetError(
                 f"a part of {part:g} cannot be reached: {smallest:.2g} is the smallest that was",

@@ -89,6 +89,19 @@ def test_layers_are_measured_at_the_sizes_of_the_users_example(tmp_path: Path) -
     assert [tuple(x.shape) for x in usual_inputs(again)] == [(1, 3, 8, 8)]
 
 
+def test_the_start_of_a_program_is_no_part_of_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def build(watch: Stopwatch, model: go.Model) -> _Counted:
+        convolutions = sum(str(node.target) == "aten.conv2d.default" for node in model.graph.nodes)
+        return _Counted(clock, 7.0 + 2.0 * convolutions)
+
+    monkeypatch.setattr(Stopwatch, "build", build)
+    table = LatencyTable(Stopwatch(CPU), Shapes(), tmp_path)
+    assert table.seconds(layers()[0]) == pytest.approx(2.0)  # type: ignore[arg-type]
+
+
 def test_models_are_compared_as_they_are_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch norms are folded in both, so that removing one saves nothing."""
     normed, plain = (
