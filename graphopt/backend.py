@@ -9,7 +9,6 @@ artifact runs without it.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import statistics
 import time
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt import tree
 from graphopt.errors import GraphoptError, InputError, LoadError, UnsupportedError, UsageError
+from graphopt.manifest import read_manifest
 from graphopt.names import nearest
 from graphopt.signature import Signature, TensorSpec
 from graphopt.target import Target
@@ -43,7 +43,6 @@ __all__ = [
     "get_backend",
     "is_torch",
     "load_artifact",
-    "read_manifest",
     "refuse",
 ]
 
@@ -104,13 +103,15 @@ class Timing:
 class Artifact(ABC):
     """A compiled model. Call it as the model is called, or with tensors by position and by input name.
 
-    The tensors are all torch's or all numpy's, and so are those it returns.
+    The tensors are all torch's or all numpy's, and so are those it returns. `record` holds facts about how it was made,
+    as JSON has them: the passes, checks of its numbers, measured times. They are saved with it.
     """
 
     def __init__(self, signature: Signature, target: Target, threads: int) -> None:
         self.signature = signature
         self.target = target
         self.threads = threads
+        self.record: dict[str, Any] = {}
 
     @abstractmethod
     def run(self, tensors: list[Any]) -> list[Any]:
@@ -193,6 +194,15 @@ class Backend(ABC):
         """
 
     @classmethod
+    def require_parts(cls, target: Target) -> None:
+        """Ask, before anything is compiled, for what saving an artifact for a target needs: compilers, libraries.
+
+        Raises:
+            UsageError, UnsupportedError: naming what is missing, and where it is to be had.
+        """
+        del target  # most backends need nothing
+
+    @classmethod
     def load(cls, directory: Path, manifest: Mapping[str, Any]) -> Artifact:
         """Read an artifact that this backend saved.
 
@@ -266,7 +276,9 @@ def build(
     compiler = get_backend(backend)
     check_exact(compiler, exact_float)
     options = {"exact_float": True} if exact_float and compiler.exact_float == "option" else {}
-    return compiler().compile(model, where, threads=threads, **options)
+    artifact = compiler().compile(model, where, threads=threads, **options)
+    artifact.record["history"] = list(model.history)
+    return artifact
 
 
 def check_exact(backend: type[Backend], exact_float: bool) -> None:
@@ -307,22 +319,6 @@ def load_artifact(directory: str | os.PathLike[str]) -> Artifact:
     folder = Path(directory)
     manifest = read_manifest(folder)
     return get_backend(str(manifest["backend"])).load(folder, manifest)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a saved artifact.
-
-    Raises:
-        LoadError: when there is none, or it is not one.
-    """
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadError(f"'{folder}' is not a saved artifact", where=str(path), why=str(error)) from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("backend"), str):
-        raise LoadError(f"'{folder}' is not a saved artifact", where=str(path), why="it names no backend")
-    return manifest
 
 
 def _is_tensor(value: Any) -> bool:

@@ -69,6 +69,16 @@ class TvmBackend(Backend):
         return compile_for_gpu(model, target, built)
 
     @classmethod
+    def require_parts(cls, target: Target) -> None:
+        if target.kind == "cuda":
+            return
+        from graphopt.backends.tvm.bundle import toolchain, wheels
+
+        tvm_target(target)
+        toolchain.compiler(target.arch)
+        wheels.libraries(target.arch)
+
+    @classmethod
     def load(cls, directory: Path, manifest: Mapping[str, Any]) -> Artifact:
         from graphopt.backends.tvm.saved import load_from
 

@@ -25,7 +25,17 @@ from graphopt.errors import GraphoptError, InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["START_THREADS", "STOP_THREADS", "Machine", "aligned", "ffi", "library", "to_numpy", "use_threads"]
+__all__ = [
+    "START_THREADS",
+    "STOP_THREADS",
+    "Machine",
+    "aligned",
+    "ffi",
+    "ffi_library",
+    "library",
+    "to_numpy",
+    "use_threads",
+]
 
 START_THREADS, STOP_THREADS = "graphopt_start_threads", "graphopt_stop_threads"
 """Functions of every compiled library, for the threads that run its loops."""
@@ -62,12 +72,25 @@ def library(name: str) -> Path:
     Raises:
         GraphoptError: when it is not installed.
     """
-    spec = PathFinder.find_spec("tvm")
+    return _library("tvm", name, "apache-tvm")
+
+
+def ffi_library() -> Path:
+    """The path of the library of the package apache-tvm-ffi.
+
+    Raises:
+        GraphoptError: when it is not installed.
+    """
+    return _library("tvm_ffi", "libtvm_ffi.so", "apache-tvm-ffi")
+
+
+def _library(module: str, name: str, package: str) -> Path:
+    spec = PathFinder.find_spec(module)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "lib" / name
         if path.is_file():
             return path
-    raise GraphoptError(f"TVM's runtime library {name} is not installed", todo="install the package apache-tvm")
+    raise GraphoptError(f"TVM's runtime library {name} is not installed", todo=f"install the package {package}")
 
 
 class Machine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from graphopt.backend import load_artifact
 from graphopt.backends.tvm import load
 from graphopt.backends.tvm.artifact import TvmArtifact
 from graphopt.errors import GraphoptError, LoadError, UsageError
+from graphopt.manifest import read_manifest, write_manifest
 from graphopt.target import Target
 from tests.compare import relative_error
 
@@ -51,6 +51,23 @@ def artifact(net: Net) -> TvmArtifact:
 def saved(artifact: TvmArtifact, tmp_path: Path) -> Path:
     artifact.save(tmp_path / "bundle")
     return tmp_path / "bundle"
+
+
+@pytest.fixture
+def beside(artifact: TvmArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle whose weights count as large."""
+    monkeypatch.setattr("graphopt.backends.tvm.saved._MOST_WITHIN", 0)
+    artifact.save(tmp_path / "beside")
+    return tmp_path / "beside"
+
+
+def test_small_weights_lie_in_the_code_and_large_ones_beside_it(
+    artifact: TvmArtifact, saved: Path, beside: Path
+) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    assert not (saved / "weights.bin").exists() and (beside / "weights.bin").stat().st_size > 0
+    assert (saved / "model.so").stat().st_size > (beside / "model.so").stat().st_size
+    assert relative_error(load(saved)(x), artifact(x)) == relative_error(load(beside)(x), artifact(x)) == 0
 
 
 def test_a_saved_artifact_gives_the_same_outputs(net: Net, artifact: TvmArtifact, saved: Path) -> None:
@@ -88,10 +105,10 @@ np.save(sys.argv[3], by_name["logits"])
 
 
 def _edited(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
+    """Change the manifest and seal it again, as another version of the program would have written it."""
+    manifest = read_manifest(folder)
     change(manifest)
-    path.write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
 
 
 def _flip_a_byte(path: Path) -> None:
@@ -105,14 +122,35 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a manifest": (lambda f: (f / "manifest.json").write_text('{"backend": "tv'), "is not a saved artifact"),
     "manifest of nothing": (lambda f: (f / "manifest.json").write_text("[]"), "is not a saved artifact"),
     "no code": (lambda f: (f / "model.so").unlink(), "is missing"),
-    "no weights": (lambda f: (f / "weights.bin").unlink(), "is missing"),
+    "no library": (lambda f: (f / "lib" / "libtvm_ffi.so").unlink(), "is missing"),
+    "no program": (lambda f: (f / "graphopt_run").unlink(), "is missing"),
+    "no seal": (lambda f: (f / "manifest.sha256").unlink(), "manifest.sha256' is missing"),
     "changed code": (lambda f: _flip_a_byte(f / "model.so"), "is not the file that was saved"),
-    "changed weights": (lambda f: _flip_a_byte(f / "weights.bin"), "is not the file that was saved"),
+    "changed library": (lambda f: _flip_a_byte(f / "lib" / "libtvm_ffi.so"), "is not the file that was saved"),
+    "changed source": (lambda f: _flip_a_byte(f / "src" / "graphopt.h"), "is not the file that was saved"),
+    "changed manifest": (lambda f: _flip_a_byte(f / "manifest.sha256"), "is not the file that was saved"),
+    "short code": (lambda f: (f / "model.so").write_bytes(b""), "is not the file that was saved"),
+    "other version": (
+        lambda f: _edited(f, lambda m: m["versions"].update({"apache-tvm": "0.26"})),
+        "tvm 0.26, here is",
+    ),
+    "a file elsewhere": (lambda f: _edited(f, lambda m: m["sha256"].update({"../x": ""})), "lists the file '../x'"),
+    "code not listed": (lambda f: _edited(f, lambda m: m["sha256"].pop("model.so")), "is damaged"),
     "newer format": (lambda f: _edited(f, lambda m: m.update(schema=99)), "has format 99"),
     "no signature": (lambda f: _edited(f, lambda m: m.pop("signature")), "is damaged"),
     "absurd threads": (lambda f: _edited(f, lambda m: m.update(threads=10**6)), "is damaged"),
     "weights beyond the file": (lambda f: _edited(f, lambda m: m["weights"][-1].update(offset=10**9)), "is too short"),
 }
+
+
+def test_weights_beside_the_code_are_checked_too(beside: Path) -> None:
+    load(beside)
+    _flip_a_byte(beside / "weights.bin")
+    with pytest.raises(LoadError, match=r"weights\.bin' is not the file that was saved"):
+        load(beside)
+    (beside / "weights.bin").unlink()
+    with pytest.raises(LoadError, match=r"weights\.bin' is missing"):
+        load(beside)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

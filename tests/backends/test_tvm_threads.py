@@ -16,6 +16,7 @@ import graphopt as go
 from graphopt.backend import load_artifact
 from graphopt.backends.tvm.threads import _source
 from graphopt.errors import GraphoptError
+from graphopt.manifest import read_manifest, write_manifest
 from tests.compare import relative_error
 
 LIMIT = 2e-6
@@ -125,7 +126,6 @@ def test_a_folder_without_threads_is_refused(tmp_path: Path) -> None:
     """Older folders were written in another format, and say so."""
     net, x, _ = _net()
     go.build(go.capture(net, (x,)), threads=1).save(tmp_path / "bundle")
-    manifest = tmp_path / "bundle" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"schema": 2', '"schema": 1'))
+    write_manifest(tmp_path / "bundle", read_manifest(tmp_path / "bundle") | {"schema": 1})
     with pytest.raises(GraphoptError, match="has format 1"):
         load_artifact(tmp_path / "bundle")

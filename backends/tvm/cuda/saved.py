@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,10 @@ import numpy as np
 from graphopt.backends.tvm.cuda.artifact import GpuArtifact, Weight
 from graphopt.backends.tvm.cuda.runtime import gpu_runtime
 from graphopt.backends.tvm.runtime import ffi
-from graphopt.backends.tvm.saved import SCHEMA, check_file, digest, versions, write_weights
+from graphopt.backends.tvm.saved import SCHEMA, versions, write_weights
 from graphopt.errors import GraphoptError, LoadError
 from graphopt.files import write_whole
+from graphopt.manifest import digests_of, write_manifest
 from graphopt.signature import Signature
 from graphopt.target import Target
 
@@ -49,9 +49,10 @@ def save(artifact: GpuArtifact, directory: str | os.PathLike[str]) -> None:
             "exact_float": False,
             "versions": versions(),
             "weights": write_weights(folder / _WEIGHTS, tensors, lambda tensor: bytes(tensor.data)),
-            "sha256": {name: digest(folder / name) for name in _FILES},
+            **artifact.record,
+            "sha256": digests_of(folder),
         }
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        write_manifest(folder, manifest)
 
 
 class _Bytes:
@@ -68,14 +69,14 @@ def load_from(
     target: Target,
     rows: list[tuple[str, tuple[int, ...], int]],
 ) -> GpuArtifact:
-    """Read a saved artifact; a GPU is needed only when it is called.
+    """Read a saved artifact whose files have been checked; a GPU is needed only when it is called.
 
     Raises:
-        LoadError: when a file is missing or altered.
+        LoadError: when the manifest does not list a file.
     """
-    digests = manifest["sha256"]
     for name in _FILES:
-        check_file(folder / name, digests.get(name))
+        if name not in manifest["sha256"]:
+            raise LoadError(f"the manifest of '{folder}' is damaged", why=f"it does not list {name}")
     weights = _map_weights(folder / _WEIGHTS, rows)
     source = (folder / _SOURCE).read_text(encoding="utf-8")
     code = (folder / _KERNELS).read_bytes()
