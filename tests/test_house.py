@@ -22,7 +22,7 @@ FOLDERS = {
 # Each room of the core and the rooms it may import; `frontends`, `passes`, `backends` and `tools` come on top.
 LAYERS = [
     {"errors", "names"},
-    {"target", "cpus", "files", "precision", "signature", "tree", "ops", "mapped"},
+    {"target", "cpus", "files", "precision", "signature", "tree", "ops", "mapped", "manifest"},
     {"fake"},
     {"params"},
     {"model", "printer"},
