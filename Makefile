@@ -6,7 +6,10 @@ STAMP := $(VENV)/.graphopt-installed
 # Two test workers, one thread each: more threads than cores slow every kernel down.
 JOBS ?= 2
 
-.PHONY: demo test lint docs bench new-pass clean
+PAGE := graphopt/diff/page
+LAYOUT := $(PAGE)/vendor/elk-worker.min.js
+
+.PHONY: demo test lint docs bench new-pass page clean
 
 demo: $(STAMP)
 	$(BIN)/python -m benchmarks.demo
@@ -25,12 +28,22 @@ new-pass: $(STAMP)
 	@$(BIN)/python -m graphopt.tools.new_pass $(NAME)
 
 # torchvision's wheel asks for no more than the torch that is pinned here.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml | $(LAYOUT)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "setuptools>=77"
 	$(BIN)/pip install --quiet --no-compile --editable ".[test]"
 	$(BIN)/pip install --quiet --no-compile --no-deps torchvision==0.28.0
 	touch $@
 
+# The library that lays out the graphs of `graphopt diff --html`: fetched once, by its checksum, and never committed.
+page: $(LAYOUT)
+
+$(LAYOUT): $(PAGE)/package-lock.json
+	npm ci --prefix $(PAGE) --ignore-scripts --no-audit --no-fund
+	mkdir -p $(@D)
+	cd $(PAGE)/node_modules/elkjs && cp lib/elk-api.js LICENSE.md lib/elk-worker.min.js $(abspath $(@D))
+	rm -rf $(PAGE)/node_modules
+	touch $@
+
 clean:
-	rm -rf $(VENV) .links .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) .links .mypy_cache .ruff_cache .pytest_cache build *.egg-info $(PAGE)/vendor

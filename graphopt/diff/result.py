@@ -150,7 +150,7 @@ class GraphDiff:
         from graphopt.diff.page_data import PageData
 
         data = PageData(f"{self.a.source or 'a model'} and {self.b.source or 'a model'}")
-        data.add("", self)
+        data.step("", data.compare(self))
         return html_page(data.to_json())
 
     def __repr__(self) -> str:
