@@ -1,0 +1,249 @@
+"""Two layers in the place of one, from its weight folded to a matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from graphopt.passes._factor_forms import Form, Ranks
+from graphopt.passes._factor_layers import Whole
+from graphopt.passes._factor_problem import Problem, basis, nearest_decoder, semi_nonnegative
+from graphopt.passes._factor_writer import Writer, write_kernel
+from graphopt.passes._kernel import Kernel
+from graphopt.rewriter import Node
+
+__all__ = ["Folded"]
+
+
+@dataclass(frozen=True)
+class Folded(Form):
+    """Two layers, from a weight folded to a matrix: W [out, in, *k] = A [out * taps', r] B [r, in * taps].
+
+    The first layer B slides along some of the axes, with their taps, stride, padding and dilation, the second one A
+    along the others: all and none (a window, then 1x1), one and the other (1 x k, then k x 1), none and all (1x1, then
+    a window). A linear layer has no axes. Groups of the layer are factorised each by itself. With `parts` the inputs
+    of a group are divided further: the first layer has as many groups, of r outputs each, and the second one reads all.
+    (Liebenwein et al., Compressing Neural Networks: Towards Determining the Optimal Layer-wise Decomposition, NeurIPS
+    2021.)
+
+    Attributes:
+        first: the axes that the first layer slides along; None for all of them.
+    """
+
+    name: str
+    first: tuple[int, ...] | None = None
+    parts: int = 1
+
+    def why_not(self, whole: Whole) -> str | None:
+        taps = whole.kernel.size
+        if whole.embedding:
+            return "it looks rows up"
+        if self.first is not None and any(axis >= len(taps) for axis in self.first):
+            return f"its window has {len(taps)} axes"
+        if self.first is not None and math.prod(taps[a] for a in self._second(whole)) == 1:
+            return "its window has one tap along the axes of the second layer"
+        if self.first and math.prod(taps[a] for a in self.first) == 1:
+            return "its window has one tap along the axes of the first layer"
+        if self.parts > 1 and (not taps or whole.kernel.weight.shape[1] % self.parts):
+            return f"its {whole.kernel.weight.shape[1]} inputs do not make {self.parts} equal groups of a convolution"
+        return None
+
+    def full(self, whole: Whole) -> Ranks:
+        rows = whole.kernel.outputs // whole.groups * self._taps(whole, self._second(whole))
+        return (min(rows, whole.kernel.weight.shape[1] // self.parts * self._taps(whole, self._axes(whole))),)
+
+    def empty(self, whole: Whole, ranks: Ranks) -> list[Tensor]:
+        pair = self._pair(whole, ranks[0])
+        return [pair[0].weight, pair[1].weight]
+
+    def write(self, writer: Writer, whole: Whole, factors: Sequence[Tensor]) -> Node:
+        first, second = self._pair(whole, factors[0].shape[0] // (whole.groups * self.parts))
+        made = write_kernel(writer, writer.source, replace(first, weight=factors[0]), "0")
+        return write_kernel(writer, made, replace(second, weight=factors[1]), "1", writer.bias)
+
+    def factors(self, problem: Problem, ranks: Ranks) -> list[Tensor]:
+        fold = _Fold(self, problem)
+        return self._laid_out(problem.whole, *fold.solved(ranks[0]))
+
+    def errors(self, problem: Problem, wanted: Sequence[Ranks]) -> list[float]:
+        fold = _Fold(self, problem)
+        if fold.is_direct and problem.solver != "semi-nmf":
+            return fold.tails([ranks[0] for ranks in wanted])
+        made = (self._laid_out(problem.whole, *fold.solved(ranks[0])) for ranks in wanted)
+        return [problem.error(self.dense(problem.whole, factors)) for factors in made]
+
+    def dense(self, whole: Whole, factors: Sequence[Tensor]) -> Tensor:
+        a, b = self._matrices(whole, factors)
+        return self.unfolded(whole, a @ b)
+
+    # Layouts: G groups, k parts, p = out / G * taps of the second layer, q = in / G / k * taps of the first, r ranks
+
+    def folded(self, whole: Whole, weight: Tensor) -> Tensor:
+        """[out, in / groups, *k] as [G, k, p, q]."""
+        wide = self._split(whole, weight).permute(self._order(whole))
+        rows = wide.dim() - 1 - len(self._axes(whole))
+        return wide.flatten(rows).flatten(2, rows - 1)
+
+    def unfolded(self, whole: Whole, matrix: Tensor) -> Tensor:
+        """The inverse of `folded`."""
+        order, taps = self._order(whole), whole.kernel.size
+        shape = self._split(whole, whole.kernel.weight).shape
+        wide = matrix.reshape([shape[place] for place in order])
+        inverse = [order.index(place) for place in range(len(order))]
+        return wide.permute(inverse).reshape(whole.kernel.outputs, -1, *taps)
+
+    def metric(self, whole: Whole, moments: Tensor) -> Tensor:
+        """C [G, n, n] in the order of the folds: [G, k, taps', q, k, taps', q]."""
+        axes, second, taps = self._axes(whole), self._second(whole), whole.kernel.size
+        side = (self.parts, whole.kernel.weight.shape[1] // self.parts, *taps)
+        order = [0, *(2 + axis for axis in second), 1, *(2 + axis for axis in axes)]
+        wide = moments.reshape(-1, *side, *side)
+        wide = wide.permute(0, *(1 + place for place in order), *(1 + len(side) + place for place in order))
+        rows = (self.parts, self._taps(whole, second), side[1] * self._taps(whole, axes))
+        return wide.reshape(-1, *rows, *rows)
+
+    def _split(self, whole: Whole, weight: Tensor) -> Tensor:
+        return weight.reshape(
+            whole.groups, weight.shape[0] // whole.groups, self.parts, weight.shape[1] // self.parts, *weight.shape[2:]
+        )
+
+    def _order(self, whole: Whole) -> list[int]:
+        return [0, 2, 1, *(4 + a for a in self._second(whole)), 3, *(4 + a for a in self._axes(whole))]
+
+    def _laid_out(self, whole: Whole, a: Tensor, b: Tensor) -> list[Tensor]:
+        """A [G, k, p, r] and B [G, k, r, q] as the weights of the two layers."""
+        first, second = self._pair(whole, b.shape[2])
+        taps = [whole.kernel.size[axis] for axis in self._second(whole)]
+        wide = a.reshape(whole.groups, self.parts, -1, *taps, b.shape[2])
+        places = range(3, 3 + len(taps))
+        wide = wide.permute(0, 2, 1, 3 + len(taps), *places)
+        return [b.reshape(first.weight.shape), wide.reshape(second.weight.shape)]
+
+    def _matrices(self, whole: Whole, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The inverse of `_laid_out`."""
+        rank = factors[0].shape[0] // (whole.groups * self.parts)
+        b = factors[0].reshape(whole.groups, self.parts, rank, -1)
+        taps = [whole.kernel.size[axis] for axis in self._second(whole)]
+        wide = factors[1].reshape(whole.groups, -1, self.parts, rank, *taps)
+        wide = wide.permute(0, 2, 1, *range(4, 4 + len(taps)), 3)
+        return wide.reshape(whole.groups, self.parts, -1, rank), b
+
+    def _pair(self, whole: Whole, rank: int) -> tuple[Kernel, Kernel]:
+        """The two layers, on the meta device."""
+        k, axes = whole.kernel, self._axes(whole)
+        inside = whole.groups * self.parts
+        first = k.weight.new_empty(inside * rank, k.weight.shape[1] // self.parts, *(_only(k.size, axes)))
+        second = k.weight.new_empty(k.outputs, self.parts * rank, *_only(k.size, self._second(whole)))
+        return _sliding(k, first, axes, inside), _sliding(k, second, self._second(whole), whole.groups)
+
+    def _axes(self, whole: Whole) -> tuple[int, ...]:
+        return tuple(range(whole.kernel.axes)) if self.first is None else self.first
+
+    def _second(self, whole: Whole) -> tuple[int, ...]:
+        return tuple(axis for axis in range(whole.kernel.axes) if axis not in self._axes(whole))
+
+    @staticmethod
+    def _taps(whole: Whole, axes: Sequence[int]) -> int:
+        return math.prod(whole.kernel.size[axis] for axis in axes)
+
+
+def _only(sizes: Sequence[int], axes: Sequence[int]) -> list[int]:
+    return [size if axis in axes else 1 for axis, size in enumerate(sizes)]
+
+
+def _sliding(kernel: Kernel, weight: Tensor, axes: Sequence[int], groups: int) -> Kernel:
+    """A layer that slides along some axes of a kernel as that does."""
+    padding = tuple(pair if axis in axes else (0, 0) for axis, pair in enumerate(kernel.padding))
+    stride, dilation = (tuple(_only(numbers, axes)) for numbers in (kernel.stride, kernel.dilation))
+    return Kernel(weight, None, stride, padding, dilation, groups)
+
+
+class _Fold:
+    """The matrices of one problem in one folding, and what follows from them for every rank."""
+
+    def __init__(self, form: Folded, problem: Problem) -> None:
+        self.form, self.problem = form, problem
+        whole = problem.whole
+        self.matrix = form.folded(whole, problem.weight)
+        scale = form.folded(
+            whole, problem.scale.reshape(-1, *[1] * (whole.kernel.axes + 1)).expand(problem.weight.shape)
+        )
+        self.scale = scale[..., :1]  # [G, k, p, 1]
+        self.scaled = self.matrix * self.scale
+        self.moments = None if problem.moments is None else form.metric(whole, problem.moments)
+        self._bases: dict[bool, Tensor] = {}
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether errors of the rows of a fold add up to the error of the layer: each output reads one row once."""
+        return self.moments is None or self.moments.shape[1:3] == (1, 1)
+
+    @property
+    def inner(self) -> Tensor | None:
+        """Moments of what the first layer reads, summed over the taps of the second one: [G, k, q, q]."""
+        return None if self.moments is None else torch.einsum("ghdqhdr->ghqr", self.moments)
+
+    def basis(self, *, aware: bool, count: int | None) -> Tensor:
+        if aware not in self._bases or (count or self._bases[aware].shape[-1]) > self._bases[aware].shape[-1]:
+            self._bases[aware] = basis(self.scaled, self.inner if aware else None, self.problem, count)
+        return self._bases[aware]
+
+    def tails(self, wanted: Sequence[int]) -> list[float]:
+        """Errors by rank, where they are direct: what is left of the outputs' covariance outside of the basis."""
+        u = self.basis(aware=self.problem.is_aware, count=max(wanted))
+        covered = u.transpose(-1, -2) @ self.scaled
+        read = covered if self.inner is None else covered @ self.inner
+        gains = (covered * read).sum(-1).sum((0, 1))
+        rest = self.scaled - u @ covered
+        left = float((rest * (rest if self.inner is None else rest @ self.inner)).sum())
+        beyond = gains.flip(0).cumsum(0).flip(0).tolist()
+        return [left + (beyond[rank] if rank < len(beyond) else 0.0) for rank in wanted]
+
+    def solved(self, rank: int) -> tuple[Tensor, Tensor]:
+        """A [G, k, p, r] and B [G, k, r, q]: the decoder and the encoder."""
+        if self.problem.solver == "semi-nmf":
+            return semi_nonnegative(self.matrix, rank, self.problem.seed)
+        aware = self.problem.is_aware
+        if not aware or self.is_direct:
+            return self._projected(rank, aware=aware)
+        # What the second layer adds up is more than the sum of its rows: it is fitted to both encoders.
+        tried = [self._refitted(*self._projected(rank, aware=one)) for one in (True, False)]
+        return min(tried, key=lambda pair: self._error(*pair))
+
+    def _projected(self, rank: int, *, aware: bool) -> tuple[Tensor, Tensor]:
+        u = self.basis(aware=aware, count=rank)[..., :rank]
+        return u / self.scale, u.transpose(-1, -2) @ self.scaled
+
+    def _refitted(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """A moved to what is nearest on the data: least squares of the outputs on what B makes of all windows."""
+        assert self.moments is not None
+        groups, parts, taps, q = self.moments.shape[:4]
+        rank, count = b.shape[2], parts * taps * q
+        made = b[:, :, None] @ self.moments.reshape(groups, parts, taps, q, count)  # [G, k, taps', r, n]
+        gram = torch.einsum("gnhdq,ghrq->gnhdr", made.reshape(groups, -1, parts, taps, q), b)
+        cross = self._by_output(self.matrix, q) @ made.reshape(groups, -1, count).transpose(1, 2)
+        size = parts * taps * rank
+        fitted = nearest_decoder(self._by_output(a, rank), cross, gram.reshape(groups, size, size))
+        return self._by_part(fitted, rank), b
+
+    def _by_output(self, matrix: Tensor, last: int) -> Tensor:
+        """[G, k, p, last] as [G, out / G, k * taps' * last]."""
+        parts, taps = self._counts()
+        split = matrix.reshape(len(matrix), parts, -1, taps, last)
+        return split.movedim(1, 2).reshape(len(matrix), -1, parts * taps * last)
+
+    def _by_part(self, matrix: Tensor, last: int) -> Tensor:
+        """The inverse of `_by_output`."""
+        parts, taps = self._counts()
+        return matrix.reshape(len(matrix), -1, parts, taps, last).movedim(2, 1).reshape(len(matrix), parts, -1, last)
+
+    def _counts(self) -> tuple[int, int]:
+        assert self.moments is not None
+        return self.moments.shape[1], self.moments.shape[2]
+
+    def _error(self, a: Tensor, b: Tensor) -> float:
+        return self.problem.error(self.form.unfolded(self.problem.whole, a @ b))

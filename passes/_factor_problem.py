@@ -1,0 +1,173 @@
+"""What a factorisation has to be near to, and in which measure.
+
+For a layer W, its approximation V and D = W - V the error is
+
+    sum over groups g of tr(R_g D_g C_g D_g^T)
+
+with C the moments of what the layer reads (see `_covariance`), so that without R it is the sum of squares by which the
+layer's outputs change on the calibration data; without data C is the identity, and it is the square of the Frobenius
+norm. R is a diagonal that weighs outputs (Fisher information).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from graphopt.passes._factor_layers import Whole
+
+__all__ = ["AWARE", "SOLVERS", "Problem", "Solver", "basis", "nearest_decoder"]
+
+Solver = Literal["svd", "activation", "fisher", "semi-nmf", "random"]
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
+AWARE = ("activation", "fisher")
+"""Those that look for factors in the measure of the data; the others look at the weight alone."""
+
+_RANDOMISED = 1024
+"""Rows of a Gram matrix from which a few leading vectors are found by random projection."""
+_RIDGE = 1e-10
+"""Of the mean square of a number that is read: along what the data does not show, the weight alone decides."""
+_SWEEPS = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One layer to factorise.
+
+    Attributes:
+        weight: float64, laid out as `whole.kernel.weight`.
+        moments: C [groups, n, n], or [entries] of an embedding; None for the identity.
+        rows: what the square of each output's error counts, [out]; None for ones.
+        seed: of random factors and random projections.
+    """
+
+    whole: Whole
+    weight: Tensor
+    solver: Solver = "svd"
+    moments: Tensor | None = None
+    rows: Tensor | None = None
+    seed: int = 0
+
+    @property
+    def is_aware(self) -> bool:
+        """Whether factors are looked for in the measure of the data."""
+        return self.solver in AWARE and self.moments is not None
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Square roots of what outputs count, [groups, out / groups, 1]; none of them is zero."""
+        groups = self.whole.groups
+        outputs = self.weight.shape[-1 if self.whole.embedding else 0]
+        if self.rows is None:
+            return self.weight.new_ones(groups, outputs // groups, 1)
+        floor = 1e-12 * self.rows.max().clamp(min=1e-300)
+        return self.rows.clamp(min=floor).sqrt().reshape(groups, -1, 1)
+
+    def error(self, dense: Tensor) -> float:
+        """Of a weight in the place of the layer's."""
+        return self._size(self.weight - dense)
+
+    @cached_property
+    def energy(self) -> float:
+        """The error of zeros, which errors are relative to."""
+        return self._size(self.weight)
+
+    def _size(self, difference: Tensor) -> float:
+        if self.whole.embedding:
+            squares = (difference * self.scale[0, :, 0]).square().sum(1)
+            return float(squares.sum() if self.moments is None else squares @ self.moments)
+        rows = difference.reshape(self.whole.groups, -1, self.whole.columns) * self.scale
+        return float((rows * rows).sum() if self.moments is None else ((rows @ self.moments) * rows).sum())
+
+
+def basis(matrix: Tensor, metric: Tensor | None, problem: Problem, count: int | None = None) -> Tensor:
+    """Orthonormal columns U [..., p, r], best first, onto which the rows of matrix [..., p, q] are projected: r is
+    min(p, q), or `count`.
+
+    They are the leading eigenvectors of `matrix metric matrix^T`, the covariance of the outputs: U U^T matrix is then
+    the nearest of its rank, without an inverse of the metric, which may be singular. (Eckart and Young, 1936; for the
+    output side Li et al., Swift-SVD, and Yu and Wu, Compressing Transformers: Features Are Low-Rank, but Weights Are
+    Not!, AAAI 2023.)
+    """
+    p, q = matrix.shape[-2:]
+    size = min(p, q)
+    if problem.solver == "random":
+        generator = torch.Generator().manual_seed(problem.seed)
+        drawn = torch.randn(*matrix.shape[:-1], size, generator=generator, dtype=matrix.dtype)
+        return _orthonormal(matrix @ matrix.transpose(-1, -2) @ drawn if p > q else drawn)
+    if metric is not None:
+        metric = _held(metric)
+    few = count is not None and size >= _RANDOMISED and 4 * count <= size
+    if p <= q or (metric is not None and few):
+        inner = matrix if metric is None else matrix @ metric
+        return _leading(inner @ matrix.transpose(-1, -2), size, count if few else None, problem.seed)
+    if metric is not None:
+        values, vectors = torch.linalg.eigh(metric)
+        matrix = (matrix @ vectors) * values.clamp(min=0).sqrt()[..., None, :]
+    right = _leading(matrix.transpose(-1, -2) @ matrix, size, count if few else None, problem.seed)
+    return _orthonormal(matrix @ right)
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """The Q of a QR decomposition."""
+    q: Tensor = torch.linalg.qr(columns).Q
+    return q
+
+
+def _leading(gram: Tensor, size: int, count: int | None, seed: int) -> Tensor:
+    """Eigenvectors of a symmetric matrix by falling eigenvalue; `count` of them are found by random projection.
+
+    (Halko, Martinsson and Tropp, Finding Structure with Randomness, 2011, algorithm 5.3.)
+    """
+    if count is None:
+        whole: Tensor = torch.linalg.eigh(gram).eigenvectors
+        return whole.flip(-1)[..., :size]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(*gram.shape[:-1], count + 16, generator=generator, dtype=gram.dtype)
+    for _ in range(4):
+        drawn = _orthonormal(gram @ drawn)
+    inner: Tensor = torch.linalg.eigh(drawn.transpose(-1, -2) @ gram @ drawn).eigenvectors
+    return (drawn @ inner.flip(-1))[..., :count]
+
+
+def semi_nonnegative(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """matrix [..., p, q] as F [..., p, r] times G [..., r, q] without a negative number in G.
+
+    (Ding, Li and Jordan, Convex and Semi-Nonnegative Matrix Factorizations, 2010, equations 10 and 11, F by a ridge.)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    g = torch.rand(*matrix.shape[:-2], rank, matrix.shape[-1], generator=generator, dtype=matrix.dtype) + 0.1
+    f = matrix
+    for sweep in range(_SWEEPS + 1):
+        f = nearest_decoder(torch.zeros_like(matrix @ g.transpose(-1, -2)), matrix @ g.transpose(-1, -2), _gram(g))
+        if sweep == _SWEEPS:
+            break
+        ours, inner = f.transpose(-1, -2) @ matrix, f.transpose(-1, -2) @ f
+        above = ours.clamp(min=0) + (-inner).clamp(min=0) @ g
+        below = (-ours).clamp(min=0) + inner.clamp(min=0) @ g
+        g = g * (above / below.clamp(min=1e-30)).sqrt()
+    return f, g
+
+
+def _gram(rows: Tensor) -> Tensor:
+    return rows @ rows.transpose(-1, -2)
+
+
+def nearest_decoder(start: Tensor, cross: Tensor, gram: Tensor) -> Tensor:
+    """A [..., m, r] that minimises |y - A z|^2 over data with cross = sum y z^T and gram = sum z z^T.
+
+    It is moved from `start` by a ridge so small that only what the data does not show stays there. Its error is never
+    above that of `start`.
+    """
+    change: Tensor = torch.linalg.solve(_held(gram), (cross - start @ gram).transpose(-1, -2))
+    return start + change.transpose(-1, -2)
+
+
+def _held(moments: Tensor) -> Tensor:
+    """Moments that a ridge has made regular, one as well that is all zeros."""
+    unit = moments.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-200)[..., None, None]
+    return moments + _RIDGE * unit * torch.eye(moments.shape[-1], dtype=moments.dtype)
