@@ -4,7 +4,8 @@
     python -m benchmarks.merging --nets mobilenet --parts 0.6
     python -m benchmarks.merging --table                the table in docs/merging.md alone
 
-The small nets of `benchmarks.baselines` are brought to parts of the latency of their compiled code with one image.
+The small nets of `benchmarks.baselines` are brought to parts of the latency of their compiled code with one thread and
+one image.
 `before` is the test accuracy right after that, `after` the one after the fine-tuning of `benchmarks.pruning`, and
 `again` the latency of the fine-tuned net, compiled anew. Cases that are done are kept in the user's cache.
 """
@@ -24,12 +25,13 @@ import platformdirs
 import torch
 
 import graphopt as go
-from benchmarks.baselines import accuracy, baseline, optimizer_for
+from benchmarks.baselines import DEVICE, accuracy, baseline, optimizer_for
 from benchmarks.images import images
 from benchmarks.machine import commit, machine, versions
 from benchmarks.merging_table import PAGE, RESULTS, page
 from benchmarks.pruning import RATE, Case, task_of, tuning
 from benchmarks.pruning_methods import Task
+from graphopt.cpus import processor
 from graphopt.solve import BudgetError
 from graphopt.train import finetune
 
@@ -38,10 +40,11 @@ NETS = ("mobilenet", "resnet", "vgg")
 PARTS = (0.8, 0.6)
 SEEDS = (0, 1, 2)
 METHODS = {
-    "merge": "merge-layers{{latency={part},seed={seed}}}",
-    "merge, two stages, tuned": "merge-layers{{latency={part},plan=two-stage,tune=1,seed={seed}}}",
-    "prune": "prune-channels{{latency={part},seed={seed}}}",
-    "merge and prune": "merge-layers{{latency={root},seed={seed}}},prune-channels{{latency={root},seed={seed}}}",
+    "merge": "merge-layers{{latency={part},threads=1,seed={seed}}}",
+    "merge, two stages, tuned": "merge-layers{{latency={part},threads=1,plan=two-stage,tune=1,seed={seed}}}",
+    "prune": "prune-channels{{latency={part},threads=1,seed={seed}}}",
+    "merge and prune": "merge-layers{{latency={root},threads=1,seed={seed}}},"
+    "prune-channels{{latency={root},threads=1,seed={seed}}}",
 }
 """Pipelines; `root` is the square root of the part, so that both together reach it. The second one makes the choices of
 Kim et al. (2023): importance by training every candidate, and the two-stage program."""
@@ -78,13 +81,15 @@ def measured(run: Run) -> dict[str, Any]:
         small = made(task, text)
     except BudgetError as error:
         return {"refused": error.what}
-    row = {"seconds": time.perf_counter() - start, "before": accuracy(small.module, data)}
-    small.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types leave it out
+    seconds = time.perf_counter() - start
+    small.module.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types leave it out
+    row = {"seconds": seconds, "before": accuracy(small.module, data)}
     finetune(small, optimizer=optimizer_for(small, run.net, RATE), **tuning(case, data))
     return row | {
         "trained": baseline(DATA, run.net)[1]["accuracy"],
         "after": accuracy(small.module, data),
         "again": task.latency(small),
+        "processor": processor(),
         "layers": sum(str(node.target) == "aten.conv2d.default" for node in small.graph.nodes),
     }
 

@@ -2,17 +2,16 @@
 
     python -m benchmarks.pruning                        everything, into benchmarks/results/pruning.json and the page
     python -m benchmarks.pruning --data cifar10 --nets resnet vgg
-    python -m benchmarks.pruning --worker 0/2           every other case of those with a budget of multiply-accumulates;
-                                                        run 1/2 beside it, then once without
+    python -m benchmarks.pruning --worker 0/2           every other case; run 1/2 beside it, then once without
     python -m benchmarks.pruning --table                the tables in docs/pruning_accuracy.md alone
 
 Small nets, trained by `benchmarks.baselines`, are brought to a part of their multiply-accumulates, or of the latency of
-their compiled code with one image, which is measured by one process alone. `before` is the test accuracy right after
-that, `after` the one after 200 steps of fine-tuning (128 images each, SGD or AdamW along a cosine, equal for all). Of
-Torch-Pruning all criteria are looked at without fine-tuning; the two with the highest accuracy, and `magnitude`, are
-fine-tuned. Seeds choose the calibration images (512, of the training part), and the order and the augmentation of the
-fine-tuning. `latency` is that of the first seed's net. Cases that are done are kept in the user's cache: a run that was
-killed goes on.
+their compiled code with one thread and one image: give every worker a core of its own. `before` is the test accuracy
+right after that, `after` the one after 200 steps of fine-tuning (128 images each, SGD or AdamW along a cosine, equal for
+all). Of Torch-Pruning all criteria are looked at without fine-tuning; the two with the highest accuracy, and
+`magnitude`, are fine-tuned. Seeds choose the calibration images (512, of the training part), and the order and the
+augmentation of the fine-tuning. `latency` is that of the first seed's net. Cases that are done are kept in the user's
+cache: a run that was killed goes on.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from benchmarks.machine import commit, machine, versions
 from benchmarks.pruning_methods import METHODS, Budget, Task, Unsupported, macs, only_train_once
 from benchmarks.pruning_table import PAGE, RESULTS, page
 from benchmarks.small_nets import NETS
+from graphopt.cpus import processor
 from graphopt.train import finetune
 
 BUDGETS: tuple[tuple[Budget, float], ...] = (("macs", 0.5), ("macs", 0.25), ("latency", 0.5))
@@ -74,8 +74,9 @@ class Case:
 def task_of(case: Case, data: Images) -> Task:
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(case.seed))
     chosen = order[: 4 * BATCH].split(BATCH)
-    calibration = [(data.train[part].to(DEVICE), data.train_classes[part].to(DEVICE)) for part in chosen]
-    return Task(baseline(case.data, case.net)[0], case.part, calibration, case.seed, case.budget)
+    device = torch.device("cpu") if case.budget == "latency" and case.method != OTO else DEVICE
+    calibration = [(data.train[part].to(device), data.train_classes[part].to(device)) for part in chosen]
+    return Task(baseline(case.data, case.net)[0].to(device), case.part, calibration, case.seed, case.budget)
 
 
 def tuning(case: Case, data: Images) -> dict[str, Any]:
@@ -115,15 +116,16 @@ def measured(case: Case, data: Images) -> dict[str, Any]:
             small, row = _only_train_once(case, task, data)
         else:
             small = METHODS[case.method](task)
-            row = {"before": accuracy(_callable(small.eval()), data), "seconds": time.perf_counter() - start}
+            seconds = time.perf_counter() - start
+            _callable(small).to(DEVICE, memory_format=torch.channels_last)
+            row = {"before": accuracy(_callable(small.eval()), data), "seconds": seconds}
             start = time.perf_counter()
-            _callable(small).to(memory_format=torch.channels_last)
             finetune(small, optimizer=optimizer_for(small, case.net, RATE), **tuning(case, data))
             row["tuning seconds"] = time.perf_counter() - start
     except Unsupported as error:
         return {"refused": str(error)}
     if case.budget == "latency":
-        row["latency"] = task.latency(small)
+        row |= {"latency": task.latency(small), "processor": processor()}
     return row | {
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "",
         "trained": known["accuracy"],
@@ -158,11 +160,11 @@ def _count(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def cases(options: argparse.Namespace, budget: Budget) -> Iterator[Case]:
+def cases(options: argparse.Namespace) -> Iterator[Case]:
     """Of every net all seeds of all methods, as far as they are fine-tuned."""
-    for data in options.data:
-        for net in options.nets:
-            for part in (part for name, part in BUDGETS if name == budget):
+    for budget, part in BUDGETS:
+        for data in options.data:
+            for net in options.nets:
                 first = Case(data, net, budget, part, "graphopt", 0)
                 for method in ("graphopt", OTO, *rivals(first, images(data))):
                     yield from (replace(first, method=method, seed=seed) for seed in SEEDS)
@@ -175,7 +177,7 @@ def timed(case: Case) -> None:
     look = replace(case, method=f"{case.method} latency")
     if look.row is None and case.method != OTO and "refused" not in (case.row or {}):
         task = task_of(case, images(case.data))
-        row = look.keep({"latency": task.latency(METHODS[case.method](task))})
+        row = look.keep({"latency": task.latency(METHODS[case.method](task)), "processor": processor()})
         print(case.data, case.net, case.part, case.method, row, flush=True)
 
 
@@ -207,15 +209,8 @@ def run(case: Case) -> None:
     if case.row is None:
         row = case.keep(measured(case, images(case.data)))
         print(case.data, case.net, case.budget, case.part, case.method, case.seed, row, flush=True)
-
-
-def alone(options: argparse.Namespace) -> None:
-    """What has to be timed."""
-    for case in cases(options, "latency"):
-        run(case)
-    for case in cases(options, "macs"):
-        if case.seed == 0:
-            timed(case)
+    if case.budget == "macs" and case.seed == 0:
+        timed(case)
 
 
 def main() -> None:
@@ -226,12 +221,11 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="measure nothing")
     options = parser.parse_args()
     worker, workers = map(int, options.worker.split("/"))
-    for index, case in enumerate(() if options.table else cases(options, "macs")):
+    for index, case in enumerate(() if options.table else cases(options)):
         if (index // len(SEEDS)) % workers == worker:
             run(case)
     if workers == 1:
         if not options.table:
-            alone(options)
             RESULTS.write_text(json.dumps(gathered(options), indent=1) + "\n")
         PAGE.write_text(page(PAGE.read_text(), json.loads(RESULTS.read_text())))
 

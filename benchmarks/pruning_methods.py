@@ -21,9 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import graphopt as go
-from graphopt.backend import Artifact
+from graphopt.deployed import Deployed
 from graphopt.measure import Stopwatch
-from graphopt.sample import sample_inputs
 from graphopt.target import Target
 from graphopt.train import finetune
 
@@ -65,27 +64,24 @@ class Task:
         return macs(small, self.example) / macs(self.module, self.example)
 
     def latency(self, small: nn.Module | go.Model) -> float:
-        """The part of the latency, of both compiled for one image."""
-        watch = Stopwatch(Target.parse("cpu"))
-        model = self._exact(small)
-        return watch.ratio(watch.build(model), self._compiled, sample_inputs(model))
+        """The part of the latency, of both compiled for one thread and run on one image."""
+        return self._deployed.part(self._captured(small))
 
     @cached_property
-    def _compiled(self) -> Artifact:
-        return Stopwatch(Target.parse("cpu")).build(self._exact(self.module))
+    def _deployed(self) -> Deployed:
+        return Deployed(self._captured(self.module), Stopwatch(Target.parse("cpu"), threads=1))
 
-    def _exact(self, net: nn.Module | go.Model) -> go.Model:
+    def _captured(self, net: nn.Module | go.Model) -> go.Model:
         module = net.module if isinstance(net, go.Model) else net
         with torch.no_grad():
-            model = go.capture(deepcopy(module).cpu().eval(), (self.example.cpu(),))
-        return go.run(model, "exact", check=False)[0]
+            return go.capture(deepcopy(module).cpu().eval(), (self.example.cpu(),), dynamic={0: {0: "batch"}})
 
 
 def macs(model: nn.Module | go.Model, example: Tensor) -> float:
     """Multiply-accumulates for one image."""
     module = model.module if isinstance(model, go.Model) else model
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(example)  # attention in its parts, which the counter knows
+        module(example.to(next(module.parameters()).device))  # attention in its parts, which the counter knows
     return counter.get_total_flops() / 2
 
 
@@ -93,7 +89,8 @@ def ours(task: Task, options: str = "") -> go.Model:
     """`prune-channels`, with its defaults."""
     model = go.capture(deepcopy(task.module).eval(), (task.example,), dynamic={0: {0: "batch"}})
     images = [(x,) for x, _ in task.calibration]
-    text = f"prune-channels{{{task.budget}={task.part},seed={task.seed}{options}}}"
+    threads = ",threads=1" if task.budget == "latency" else ""
+    text = f"prune-channels{{{task.budget}={task.part},seed={task.seed}{threads}{options}}}"
     return go.run(model, text, calib=images, check=False)[0]
 
 

@@ -3,7 +3,7 @@
 A layer is compiled for the target with its own shapes, once and several times in one program, and the difference
 counts: a program has a start that a layer in the middle of a model has not. Its time is kept in an SQLite file under
 what it depends on: operator, shapes, arguments, target, threads, backend, processor and versions. So a second look is
-instant, and machines of one kind can share the file. `GRAPHOPT_CACHE` names another folder than the user's cache for it.
+instant, and machines of one kind can share the file. `GRAPHOPT_CACHE` names another folder than the cache of the user.
 """
 
 from __future__ import annotations
