@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ class Images:
     test_classes: Tensor
 
 
+@cache
 def images(name: str) -> Images:
     """The data set called `name`, `cifar10` or `fashion`.
 

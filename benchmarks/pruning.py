@@ -7,8 +7,8 @@
 
 Small nets, trained by `benchmarks.baselines`, are brought to a part of their multiply-accumulates, or of the latency of
 their compiled code with one thread and one image: give every worker a core of its own. `before` is the test accuracy
-right after that, `after` the one after 200 steps of fine-tuning (128 images each, SGD or AdamW along a cosine, equal for
-all). Of Torch-Pruning all criteria are looked at without fine-tuning; the two with the highest accuracy, and
+right after that, `after` the one after 200 steps of fine-tuning (128 images each, SGD or AdamW along a cosine, equal
+for all). Of Torch-Pruning all criteria are looked at without fine-tuning; the two with the highest accuracy, and
 `magnitude`, are fine-tuned. Seeds choose the calibration images (512, of the training part), and the order and the
 augmentation of the fine-tuning. `latency` is that of the first seed's net. Cases that are done are kept in the user's
 cache: a run that was killed goes on.
