@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from graphopt.errors import GraphoptError, UsageError
+from graphopt.tools._diff_page import check_page_output, write_page
 from graphopt.tools._escape import harmless
 from graphopt.tools.console import data, emit_json, working
 from graphopt.tools.sources import AsJson, BackendName
@@ -55,6 +56,9 @@ def diff(
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Relative difference up to which numbers count as equal.")] = 0.0,
     markdown: Annotated[bool, typer.Option("--markdown", help="Write Markdown for a code review.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="PAGE.html", help="Write a page with both graphs side by side too.")
+    ] = None,
     graph: Annotated[bool, typer.Option("--graph", help="With --json: the nodes of both graphs too.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -65,7 +69,11 @@ def diff(
     try:
         if sum((markdown, as_json, stat or only is not None)) > 1:
             raise UsageError("--json, --markdown and --stat or --only are different outputs", todo="choose one")
+        if html is not None:
+            check_page_output(html)
         found = _compare(a, b, run, inputs, backend if latency else None, ignore or [], tolerance)
+        if html is not None:
+            write_page(html, found.to_html)
     except GraphoptError as error:
         raise harmless(error) from error
     if as_json:

@@ -10,6 +10,7 @@ import typer
 
 from graphopt.errors import UsageError
 from graphopt.frontends import FORMATS
+from graphopt.tools._diff_page import check_page_output, write_page
 from graphopt.tools.console import counted, data, emit_json, say, show_table, size_text, working
 from graphopt.tools.sources import AsJson, PipelineText, Source, check_output, read_model
 
@@ -46,6 +47,9 @@ def opt(
     repro: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to write a reproducer if a pass fails.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="PAGE.html", help="Write a page with the graph before and after every pass.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run passes on a model, verify and check each, and write the result.
@@ -57,7 +61,10 @@ def opt(
     check_output(output, ours="model.json" if output.suffix == ".gopt" else None)
     if repro is not None:
         check_output(repro, ours="repro.json")
+    if html is not None:
+        check_page_output(html)
     with working("starting"):
+        from graphopt.diff.steps import StepsPage
         from graphopt.tools.arrays import read_batch
         from graphopt.tools.pipelines import apply, parse
 
@@ -65,9 +72,13 @@ def opt(
     instruments, timing = _instruments(print_after, dump_after, time)
     model = read_model(source)
     batches = [read_batch(path, model.signature) for path in calib or ()]
+    steps_page = StepsPage(source, model) if html is not None else None
+    instruments += [steps_page] if steps_page else []
     result, reports = apply(model, steps, check=check, calib=batches, instruments=instruments, limit=limit, repro=repro)
     with working(f"writing {output}"):
         result.save(output)
+    if html is not None and steps_page is not None:
+        write_page(html, steps_page.page)
     if timing is not None:
         say(str(timing))
     if as_json:

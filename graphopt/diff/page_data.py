@@ -6,7 +6,7 @@ Strings are as the models have them. The page writes them as text, characters th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -59,7 +59,7 @@ class PageData:
                     for pair in diff.pairs
                     if pair.changes
                 ],
-                "tensors": [self._tensor(diff, tensor) for tensor in diff.tensors],
+                "tensors": [*(self._tensor(diff, tensor) for tensor in diff.tensors), *self._alone(diff)],
                 "cost": {name: [_size(x), _size(y)] for name, (x, y) in diff.cost.totals.items()} if diff.cost else {},
                 "numbers": _numbers(diff),
             }
@@ -113,6 +113,17 @@ class PageData:
             "text": tensor_text(tensor),
             "histogram": found and [found.low, found.high, found.a, found.b if y is not x else None],
         }
+
+    def _alone(self, diff: GraphDiff) -> Iterator[dict[str, Any]]:
+        """The stored tensors that have no counterpart."""
+        for side, name in ((diff.a, "a"), (diff.b, "b")):
+            known = {getattr(tensor, f"name_{name}") for tensor in diff.tensors}
+            for item in side.view.items:
+                if item.kind == "tensor" and item.tensor not in known:
+                    tensor = side.model.params[item.tensor]
+                    found = self._histogram(tensor, tensor)
+                    counts = found and [found.low, found.high, found.a, None]
+                    yield {name: item.tensor, "relation": "alone", "text": "", "histogram": counts}
 
     def _histogram(self, x: torch.Tensor, y: torch.Tensor) -> Histogram | None:
         key = tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (x, y))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from graphopt.diff.result import GraphDiff
 from graphopt.diff.view import Item, View
@@ -18,6 +18,7 @@ __all__ = ["Group", "Row", "groups_of", "rows_of"]
 _MOST = 60
 """So many things in one group are still easy to read; of more, neighbours are put into parts."""
 _PART = 40
+"""So many things, or parts of things, are put into one part at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +127,7 @@ def _divide(rows: Sequence[Row], stretch: range, depth: int, parent: int | None,
 
 def _place(rows: Sequence[Row], parts: list[_Stretch], parent: int | None, groups: list[Group]) -> None:
     if len(parts) > _MOST:
-        size = max(_PART, -(-len(parts) // _MOST))
-        pieces = [parts[start : start + size] for start in range(0, len(parts), size)]
+        pieces = _pieces(parts)
         for number, piece in enumerate(pieces, 1):
             own = len(groups)
             groups.append(Group(f"part {number} of {len(pieces)}", "", piece[0][2][0], piece[-1][2][-1], parent))
@@ -137,6 +137,16 @@ def _place(rows: Sequence[Row], parts: list[_Stretch], parent: int | None, group
         if label:
             groups.append(Group(label, path, stretch[0], stretch[-1], parent))
             _divide(rows, stretch, below, len(groups) - 1, groups)
+
+
+def _pieces(parts: list[_Stretch]) -> list[list[_Stretch]]:
+    """As few as there can be when each holds at most `_PART` things, pieces of pieces included; all about as large."""
+    size = _PART
+    while size * _PART < len(parts):
+        size *= _PART
+    count = -(-len(parts) // size)
+    ends = [round(number * len(parts) / count) for number in range(count + 1)]
+    return [parts[start:end] for start, end in pairwise(ends)]
 
 
 def _runs(rows: Sequence[Row], stretch: range, depth: int) -> list[_Stretch]:

@@ -5,6 +5,8 @@ import { histogramPicture } from "./histogram.js";
 import { markPicture, meaning } from "./marks.js";
 import { counted, html, quantity } from "./text.js";
 
+const COSTS = { nodes: "operators", macs: "MACs", operations: "other operations", weight_bytes: "bytes of weights",
+  moved_bytes: "bytes moved", peak_bytes: "peak bytes" };
 const SIDES = [["a", "nodeA"], ["b", "nodeB"]];
 
 /** Fill the panel with a row or group, or with the comparison as a whole; `choose` is called with a row to go to. */
@@ -20,10 +22,9 @@ function whole(comparison) {
   const parts = [html("h2", "", "Both graphs"), html("p", "", comparison.summary)];
   parts.push(table([
     ["", "A", "B"],
-    ["file", sides.a.source, sides.b.source],
     ["takes and gives", sides.a.signature, sides.b.signature],
     ["history", sides.a.history.join(", ") || "none", sides.b.history.join(", ") || "none"],
-    ...Object.entries(cost).map(([name, [a, b]]) => [name.replace("_", " "), quantity(a), quantity(b)]),
+    ...Object.entries(cost).map(([name, [a, b]]) => [COSTS[name] ?? name, quantity(a), quantity(b)]),
   ]));
   if (comparison.numbers) parts.push(html("p", "", `error of the outputs: ${comparison.numbers.outputs.join(", ")}`));
   parts.push(html("p", "quiet", "Choose a node to see what it is and what changed in it. Press ? for the keys."));
@@ -48,7 +49,8 @@ function ofGroup(comparison, group) {
   return parts;
 }
 
-function ofRow(comparison, row, choose) {
+function ofRow(comparison, chosen, choose) {
+  const row = together(chosen);
   const parts = [html("h2", "", nameOf(row))];
   for (const entry of row.entries) {
     const passes = entry.passes.length ? html("span", "quiet", ` by ${entry.passes.join(", ")}`) : null;
@@ -59,9 +61,16 @@ function ofRow(comparison, row, choose) {
   parts.push(...changesOf(row));
   parts.push(table(facts(row)));
   const attributes = attributeRows(row);
-  if (attributes.length) parts.push(html("h3", "", "Arguments"), table([["", "A", "B"], ...attributes]));
+  if (attributes.length) parts.push(html("h3", "", "Arguments"), table([heads(row), ...attributes]));
   parts.push(...neighbours(comparison, row, choose), ...weights(comparison, row));
   return parts;
+}
+
+/** A moved node stands in two rows; what is known about it is shown together. */
+function together(row) {
+  const { partner } = row;
+  if (!partner) return row;
+  return { ...row, nodeA: row.nodeA ?? partner.nodeA, nodeB: row.nodeB ?? partner.nodeB };
 }
 
 function changesOf(row) {
@@ -77,20 +86,29 @@ function changesOf(row) {
   return parts;
 }
 
+/** The sides that have a row, each as its name and the field of its node. */
+function sidesOf(row) {
+  return SIDES.filter(([, field]) => row[field]);
+}
+
+function heads(row) {
+  return ["", ...sidesOf(row).map(([side]) => (row.nodeA && row.nodeB ? side.toUpperCase() : `only in ${side.toUpperCase()}`))];
+}
+
 function facts(row) {
-  const names = { operator: "operator", path: "module", value: "makes", macs: "MACs", source: "source" };
-  const rows = [["", "A", "B"], ["name", row.nodeA?.name ?? "—", row.nodeB?.name ?? "—"]];
-  for (const [field, label] of Object.entries(names)) {
-    const values = SIDES.map(([, side]) => row[side]?.[field]);
+  const labels = { name: "name", operator: "operator", path: "module", value: "makes", macs: "MACs", source: "source" };
+  const rows = [heads(row)];
+  for (const [name, label] of Object.entries(labels)) {
+    const values = sidesOf(row).map(([, field]) => row[field][name]);
     if (values.every((value) => value === undefined)) continue;
-    rows.push([label, ...values.map((value) => (value === undefined ? "—" : field === "macs" ? quantity(value) : value))]);
+    rows.push([label, ...values.map((value) => (value === undefined ? "—" : name === "macs" ? quantity(value) : value))]);
   }
   return rows;
 }
 
 function attributeRows(row) {
-  const names = new Set(SIDES.flatMap(([, side]) => Object.keys(row[side]?.attributes ?? {})));
-  return [...names].map((name) => [name, ...SIDES.map(([, side]) => row[side]?.attributes?.[name] ?? "—")]);
+  const names = new Set(sidesOf(row).flatMap(([, field]) => Object.keys(row[field].attributes ?? {})));
+  return [...names].map((name) => [name, ...sidesOf(row).map(([, field]) => row[field].attributes?.[name] ?? "—")]);
 }
 
 function neighbours(comparison, row, choose) {
@@ -122,7 +140,7 @@ function weights(comparison, row) {
       const node = comparison.sides[side].nodes[index];
       if (node.kind !== "tensor") continue;
       const tensor = comparison.tensorOf[side].get(node.tensor);
-      const key = tensor ? `${tensor.a} ${tensor.b}` : `${side} ${node.tensor}`;
+      const key = tensor ? `${tensor.a}\n${tensor.b}` : `${side} ${node.tensor}`;
       if (!found.has(key)) found.set(key, { slot, tensor, a: null, b: null });
       found.get(key)[side] = node;
     }
@@ -134,25 +152,23 @@ function weights(comparison, row) {
 function weight({ slot, tensor, a, b }) {
   const names = [...new Set([a?.tensor, b?.tensor].filter(Boolean))].join(" = ");
   const values = [...new Set([a?.value, b?.value].filter(Boolean))].join(" → ");
-  const only = a && b ? "" : a ? "only in A" : "only in B";
+  const both = a && b;
+  const only = a ? "only in A" : "only in B";
   const parts = [html("h4", "", `${slot}: ${names}`), html("p", "quiet", values)];
-  parts.push(html("p", tensor && tensor.relation !== "equal" ? "differs" : "quiet", (a && b && tensor?.text) || only));
-  if (tensor?.histogram) parts.push(histogramPicture(tensor.histogram));
+  const differs = both && tensor && tensor.relation !== "equal";
+  parts.push(html("p", differs ? "differs" : "quiet", both ? tensor?.text ?? "" : only));
+  if (tensor?.histogram) parts.push(histogramPicture(tensor.histogram, both ? "the same on both sides" : only));
   return parts;
 }
 
-/** A table of a label and both sides; what is the same on both is written once. */
+/** A table of a label and one or both sides; what is the same on both is written once. */
 function table(rows) {
-  const [head, ...body] = rows.map(([label, a, b], number) => {
+  const [head, ...body] = rows.map(([label, ...cells], number) => {
     const tag = number ? "td" : "th";
-    if (a !== b || !number) return html("tr", differ(a, b) && number ? "differs" : "", html("th", "", label), html(tag, "", String(a)), html(tag, "", String(b)));
-    const both = html(tag, "", String(a));
-    both.colSpan = 2;
-    return html("tr", "", html("th", "", label), both);
+    const same = number && cells.length > 1 && cells[0] === cells[1];
+    const made = (same ? cells.slice(0, 1) : cells).map((cell) => html(tag, "", String(cell)));
+    if (same) made[0].colSpan = 2;
+    return html("tr", number && cells.length > 1 && !same ? "differs" : "", html("th", "", label), made);
   });
   return html("table", "", html("thead", "", head), html("tbody", "", body));
-}
-
-function differ(a, b) {
-  return a !== b && a !== "—" && b !== "—";
 }

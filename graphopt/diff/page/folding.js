@@ -13,10 +13,11 @@ export function openAtFirst(comparison) {
   let seen = groups.filter((group) => !group.outer).length + rows.filter((row) => !row.group).length;
   const waiting = groups.filter((group) => !group.outer);
   const differs = new Map(groups.map((group) => [group, kindsOf(rowsIn(comparison, group)).length > 0]));
-  const room = [...differs.values()].some(Boolean) ? AT_FIRST : AT_FIRST / 2;
+  const alike = ![...differs.values()].some(Boolean);
+  const room = alike ? AT_FIRST / 2 : AT_FIRST;
   while (waiting.length) {
-    const chosen = Math.max(0, waiting.findIndex((group) => differs.get(group)));
-    const [group] = waiting.splice(chosen, 1);
+    const group = waiting.shift();
+    if (!alike && !differs.get(group)) continue;
     const inside = group.groups.length + group.rows.length;
     if (seen + inside > room) continue;
     seen += inside - 1;

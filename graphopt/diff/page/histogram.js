@@ -5,8 +5,9 @@ import { html, quantity, svg } from "./text.js";
 const WIDTH = 288;
 const HEIGHT = 56;
 
-/** A picture of both: the first graph's as filled bars, the second's as an outline, so that colour is not needed. */
-export function histogramPicture([low, high, a, b]) {
+/** A picture of both: the first graph's as filled bars, the second's as an outline, so that colour is not needed.
+    `legend` is said of a weight that has only bars. */
+export function histogramPicture([low, high, a, b], legend) {
   const most = Math.max(...a, ...(b ?? []), 1);
   const step = WIDTH / a.length;
   const height = (count) => (count ? Math.max(1, (count / most) * (HEIGHT - 4)) : 0);
@@ -19,7 +20,7 @@ export function histogramPicture([low, high, a, b]) {
     picture.append(svg("path", { class: "outline", d: `M0 ${HEIGHT} ${points} V${HEIGHT}` }));
   }
   const ends = html("div", "ends", html("span", "", number(low)),
-    html("span", "", b ? "filled: A, line: B" : "the same on both sides"), html("span", "", number(high)));
+    html("span", "", b ? "filled: A, line: B" : legend), html("span", "", number(high)));
   return html("figure", "", picture, ends);
 }
 

@@ -53,8 +53,10 @@ export function fillHelp(dialog) {
     html("td", "", "dashed: follows from a difference elsewhere")));
   const close = html("button", "", "Close");
   close.onclick = () => dialog.close();
-  dialog.replaceChildren(html("h2", "", "Keys"), html("table", "", keys),
-    html("p", "", "Drag or scroll to move, Ctrl and scroll to zoom, double click to fold and unfold."),
-    html("h2", "", "Signs"), html("table", "", signs), close);
+  dialog.replaceChildren(
+    html("section", "", html("h2", "", "Keys"), html("table", "", keys)),
+    html("section", "", html("h2", "", "Signs"), html("table", "", signs), html("h2", "", "Mouse"),
+      html("p", "", "Drag or scroll to move, Ctrl and scroll to zoom, double click to fold and unfold."), close),
+  );
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 }
