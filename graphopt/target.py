@@ -17,12 +17,15 @@ from graphopt.names import nearest
 
 __all__ = ["Kind", "Target", "this_machine", "why_not_here"]
 
-Kind = Literal["cpu", "arm64", "cuda"]
+Kind = Literal["cpu", "arm64", "armv7", "cuda"]
 
 _LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2")
 """Levels of the x86-64 psABI, the richest first."""
 
-_ARCHS = {"cpu": "x86_64", "arm64": "aarch64"}
+_ARCHS = {"cpu": "x86_64", "arm64": "aarch64", "armv7": "armv7"}
+
+_MACHINES = {"aarch64": "arm64", "arm64": "arm64", "armv7l": "armv7", "armv8l": "armv7"}
+"""The plainest preset of a machine, by the name that its system gives it; x86-64 for all others."""
 
 _VECTOR_FLAGS = (("avx512f", 512), ("avx2", 256), ("avx", 256))
 
@@ -32,8 +35,8 @@ class Target:
     """A machine to compile for.
 
     Attributes:
-        kind: `cpu` (x86-64), `arm64` or `cuda`.
-        arch: `x86_64`, `aarch64`, or the GPU's architecture such as `sm_90`.
+        kind: `cpu` (x86-64), `arm64`, `armv7` (32 bits, with NEON) or `cuda`.
+        arch: `x86_64`, `aarch64`, `armv7`, or the GPU's architecture such as `sm_90`.
         cpu: the processor as LLVM names it; empty for a GPU.
         features: instruction-set extensions worth knowing, sorted, spelled as the kernel spells them. Code may use them
             and those that the processor has in any case (`needs`).
@@ -75,7 +78,7 @@ class Target:
             return cls.from_json(_parsed(text, "the target"))
         presets = _presets()
         if text in presets:
-            return cls.from_json(presets[text])
+            return cls.from_json(presets[text]["target"])
         if text.endswith(".json"):
             try:
                 content = Path(text).read_text(encoding="utf-8")
@@ -88,6 +91,11 @@ class Target:
     def names() -> list[str]:
         """Every name that `parse` knows."""
         return ["cpu", *_presets()]
+
+    @staticmethod
+    def tested(name: str) -> str:
+        """How code for a preset was tested."""
+        return "the tests and benchmarks run it" if name == "cpu" else str(_presets()[name]["tested"])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"features": list(self.features)}
@@ -161,8 +169,8 @@ def _presets() -> dict[str, Any]:
 @cache
 def this_machine() -> Target:
     """The CPU this process runs on; what the system does not tell is taken from the plainest preset of its kind."""
-    arm = platform.machine().lower() in ("aarch64", "arm64")
-    plain = Target.from_json(_presets()["arm64" if arm else "x86-64"])
+    plain = Target.parse(_MACHINES.get(platform.machine().lower(), "x86-64"))
+    arm = plain.kind != "cpu"
     flags = _cpu_flags()
     richest = (level for level in _LEVELS if flags >= cpus.features_of(plain.arch, level))
     caches = _cache_sizes()

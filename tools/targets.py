@@ -10,10 +10,12 @@ __all__ = ["targets"]
 
 
 def targets(as_json: AsJson = False) -> None:
-    """List the presets that --target takes; it also takes the path of a JSON file with the same fields."""
+    """List the presets that --target takes, and how each was tested; it also takes the path of a JSON file with the
+    fields of one."""
     known = {name: Target.parse(name) for name in Target.names()}
     if as_json:
-        emit_json({name: target.to_json() | {"this_machine": name == "cpu"} for name, target in known.items()})
+        more = {name: {"this_machine": name == "cpu", "tested": Target.tested(name)} for name in known}
+        emit_json({name: target.to_json() | more[name] for name, target in known.items()})
         return
     numbers = ("cores", "vector bits", "L1", "L2", "L3")
     rows = [
@@ -23,11 +25,12 @@ def targets(as_json: AsJson = False) -> None:
             target.arch,
             target.cpu,
             *map(size_text, (target.cores, target.vector_bits, target.l1, target.l2, target.l3)),
+            Target.tested(name),
             _remark(name, target, known["cpu"]),
         )
         for name, target in known.items()
     ]
-    show_table(("target", "kind", "arch", "cpu", *numbers, ""), rows, right=numbers)
+    show_table(("target", "kind", "arch", "cpu", *numbers, "tested", ""), rows, right=numbers)
 
 
 def _remark(name: str, target: Target, here: Target) -> str:

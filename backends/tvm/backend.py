@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["TvmBackend", "tvm_target"]
 
-_LLVM_TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+_LLVM_TRIPLES = {
+    "x86_64": "x86_64-linux-gnu",
+    "aarch64": "aarch64-linux-gnu",
+    "armv7": "armv7a-linux-gnueabihf",
+    "riscv64": "riscv64-linux-gnu",
+}
 
 
 class TvmBackend(Backend):

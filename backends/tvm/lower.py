@@ -63,7 +63,7 @@ def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Buil
         module = relax.transform.DeadCodeElimination()(module)
         work = {place.name_hint: work_of(f) for place, f in module.functions.items() if isinstance(f, tirx.PrimFunc)}
         module, coverage = scheduled(module, machine)
-        module = with_threads(_TO_MACHINE(module), str(target.attrs["mtriple"]).partition("-")[0])
+        module = with_threads(_sizes_in_order(_TO_MACHINE(module)), machine.arch)
         executable = relax.build(module, target, relax_pipeline=None, tir_pipeline=CPU_CODE)
     return Built(executable, weights, coverage, work)
 
@@ -83,6 +83,22 @@ _TO_MACHINE = transform.Sequential(
     ]
 )
 """From dataflow to code for the virtual machine: memory planned and reused, shapes computed, calls made explicit."""
+
+
+def _sizes_in_order(module: IRModule) -> IRModule:
+    """Functions that compute sizes, with what they store in the order of its places.
+
+    TVM lists these statements, which do not depend on one another, in the order of addresses in its memory, which
+    differs from run to run; the same model is to give the same code.
+    """
+    functions = dict(module.functions)
+    for place, function in functions.items():
+        if isinstance(function, tirx.PrimFunc) and place.name_hint.startswith("shape_func"):
+            stores = getattr(function.body, "seq", ())
+            if len(stores) > 1 and all(isinstance(store, tirx.BufferStore) for store in stores):
+                ordered = sorted(stores, key=lambda store: int(store.indices[0]))
+                functions[place] = function.with_body(tirx.SeqStmt(ordered))
+    return IRModule(functions, module.attrs)
 
 
 def take_weights_out(module: IRModule) -> tuple[IRModule, list[Any]]:

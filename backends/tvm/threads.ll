@@ -9,6 +9,7 @@
 ; $spinning nanoseconds that a thread without work waits before it sleeps
 ; $patience nanoseconds that the launching thread waits for others before it sleeps
 ; $futex    number of the system call
+; $word     an integer as wide as an address: C's long, and the parts of a time
 ; $pause    the processor's hint that a thread waits
 
 ; Where TVM's code looks for the function that shares its loops.
@@ -34,34 +35,39 @@
 @function = internal global ptr null, align 64
 @data = internal global ptr null, align 8
 @environment = internal global { ptr, i32 } zeroinitializer, align 8
-@handles = internal global [1024 x i64] zeroinitializer, align 8
+@handles = internal global [1024 x $word] zeroinitializer, align 8
 
-declare i64 @syscall(i64, ...)
+declare $word @syscall($word, ...)
 declare i32 @clock_gettime(i32, ptr)
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
-declare i32 @pthread_join(i64, ptr)
+declare i32 @pthread_join($word, ptr)
 declare void @llvm.trap()
-declare i32 @graphopt_worker(i64)
-declare i32 @graphopt_launch(i64, i64, i32)
+declare i32 @graphopt_worker($word)
+declare i32 @graphopt_launch($word, $word, i32)
 
 define void @graphopt_sleep_on(ptr %word, i32 %value) alwaysinline {
-  %r = call i64 (i64, ...) @syscall(i64 $futex, ptr %word, i32 128, i32 %value, ptr null)
+  %r = call $word ($word, ...) @syscall($word $futex, ptr %word, i32 128, i32 %value, ptr null)
   ret void
 }
 
 define void @graphopt_wake(ptr %word) alwaysinline {
-  %r = call i64 (i64, ...) @syscall(i64 $futex, ptr %word, i32 129, i32 2147483647)
+  %r = call $word ($word, ...) @syscall($word $futex, ptr %word, i32 129, i32 2147483647)
   ret void
 }
 
 ; Nanoseconds on a clock that only goes on. The processor's hint takes between 2 and 50 of them, so that rounds of
 ; waiting tell nothing.
 define i64 @graphopt_now() alwaysinline {
-  %time = alloca { i64, i64 }
+  %time = alloca { $word, $word }
   %code = call i32 @clock_gettime(i32 1, ptr %time)
-  %seconds = load i64, ptr %time
-  %rest_at = getelementptr { i64, i64 }, ptr %time, i32 0, i32 1
-  %rest = load i64, ptr %rest_at
+  %seconds_word = load $word, ptr %time
+  %rest_at = getelementptr { $word, $word }, ptr %time, i32 0, i32 1
+  %rest_word = load $word, ptr %rest_at
+  ; By way of a pointer a word of 32 bits becomes one of 64, and one of 64 stays as it is.
+  %seconds_wide = inttoptr $word %seconds_word to ptr
+  %rest_wide = inttoptr $word %rest_word to ptr
+  %seconds = ptrtoint ptr %seconds_wide to i64
+  %rest = ptrtoint ptr %rest_wide to i64
   %whole = mul i64 %seconds, 1000000000
   %now = add i64 %whole, %rest
   ret i64 %now
@@ -140,9 +146,10 @@ end:
   ret void
 }
 
-define i32 @graphopt_worker_body(i64 %argument) alwaysinline {
+define i32 @graphopt_worker_body($word %argument) alwaysinline {
 entry:
-  %me = trunc i64 %argument to i32
+  %argument_at = inttoptr $word %argument to ptr
+  %me = ptrtoint ptr %argument_at to i32
   %counter = getelementptr [8 x i64], ptr @counters, i32 %me
   br label %begin
 begin:
@@ -187,10 +194,10 @@ define void @graphopt_alone(ptr %function, ptr %data) alwaysinline {
   ret void
 }
 
-define i32 @graphopt_launch_body(i64 %function_at, i64 %data_at, i32 %tasks) alwaysinline {
+define i32 @graphopt_launch_body($word %function_at, $word %data_at, i32 %tasks) alwaysinline {
 entry:
-  %function = inttoptr i64 %function_at to ptr
-  %data = inttoptr i64 %data_at to ptr
+  %function = inttoptr $word %function_at to ptr
+  %data = inttoptr $word %data_at to ptr
   %taken = cmpxchg ptr @busy, i32 0, i32 1 acq_rel monotonic
   %free = extractvalue { i32, i1 } %taken, 1
   br i1 %free, label %together, label %single
@@ -279,15 +286,14 @@ first:
   br i1 %any, label %create, label %end
 create:
   %n = phi i32 [ 1, %first ], [ %next, %created ]
-  %handle = getelementptr i64, ptr @handles, i32 %n
-  %number = zext i32 %n to i64
-  %argument = inttoptr i64 %number to ptr
+  %handle = getelementptr $word, ptr @handles, i32 %n
+  %argument = inttoptr i32 %n to ptr
   %code = call i32 @pthread_create(ptr %handle, ptr null, ptr @graphopt_worker, ptr %argument)
   ; Without this thread (the system gives no more) the others do its work.
   %bad = icmp ne i32 %code, 0
   br i1 %bad, label %none, label %created
 none:
-  store i64 0, ptr %handle
+  store $word 0, ptr %handle
   br label %created
 created:
   %next = add i32 %n, 1
@@ -316,12 +322,12 @@ begin:
   br i1 %any, label %join, label %end
 join:
   %n = phi i32 [ 1, %begin ], [ %next, %joined ]
-  %slot = getelementptr i64, ptr @handles, i32 %n
-  %handle = load i64, ptr %slot
-  %none = icmp eq i64 %handle, 0
+  %slot = getelementptr $word, ptr @handles, i32 %n
+  %handle = load $word, ptr %slot
+  %none = icmp eq $word %handle, 0
   br i1 %none, label %joined, label %wait
 wait:
-  %code = call i32 @pthread_join(i64 %handle, ptr null)
+  %code = call i32 @pthread_join($word %handle, ptr null)
   br label %joined
 joined:
   %next = add i32 %n, 1

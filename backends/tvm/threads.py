@@ -27,9 +27,11 @@ _SPINNING, _PATIENCE = 500_000, 500_000
 """Nanoseconds: how long a thread waits for work before it sleeps, and how long the caller for the others. Who sleeps is
 woken late: with a fifth of this patience, one sleep led to the next, and a small model took half as long again."""
 
-_MACHINES = {
-    "x86_64": {"futex": 202, "pause": "pause"},
-    "aarch64": {"futex": 98, "pause": "yield"},
+_MACHINES: dict[str, dict[str, str]] = {
+    "x86_64": {"futex": "202", "pause": "pause", "word": "i64"},
+    "aarch64": {"futex": "98", "pause": "yield", "word": "i64"},
+    "armv7": {"futex": "240", "pause": "yield", "word": "i32"},
+    "riscv64": {"futex": "98", "pause": "nop", "word": "i64"},
 }
 
 _C_CALL = 3
@@ -39,13 +41,13 @@ _C_CALL = 3
 def with_threads(module: IRModule, arch: str) -> IRModule:
     """The module with functions that start and stop threads of its own (`runtime.START_THREADS`, `STOP_THREADS`)."""
     count = tirx.Var("count", "int32")
-    source = ir.StringImm(_source(arch))
+    source, word = ir.StringImm(_source(arch)), _MACHINES[arch]["word"].replace("i", "int")
     start = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", source, _call("graphopt_start_body", count))
     functions = {
         START_THREADS: tirx.PrimFunc([count], start),
         STOP_THREADS: tirx.PrimFunc([], _call("graphopt_finish_body")),
-        "graphopt_worker": _with_address("graphopt_worker_body", "int64"),
-        "graphopt_launch": _with_address("graphopt_launch_body", "int64", "int64", "int32"),
+        "graphopt_worker": _with_address("graphopt_worker_body", word),
+        "graphopt_launch": _with_address("graphopt_launch_body", word, word, "int32"),
     }
     named = {ir.GlobalVar(name): f.with_attr("global_symbol", name) for name, f in functions.items()}
     return IRModule({**module.functions, **named}, module.attrs)

@@ -24,6 +24,7 @@ class Machine:
         l1, l2: cache sizes of one core, bytes.
         threads: threads that the code will run on.
         exact: whether faster forms that round more are ruled out: Winograd's convolution, polynomials for exp.
+        arch: the instruction set, as `Target.arch` names it.
     """
 
     lanes: int
@@ -32,9 +33,11 @@ class Machine:
     l2: int
     threads: int
     exact: bool = False
+    arch: str = "x86_64"
 
     @classmethod
     def of(cls, target: Target, threads: int, *, exact: bool = False) -> Machine:
         lanes = max(_FEWEST_LANES, target.vector_bits // 32)
-        registers = 16 if target.arch == "x86_64" and lanes < 16 else 32
-        return cls(lanes, registers, target.l1 or _USUAL_L1, target.l2 or _USUAL_L2, threads, exact)
+        few = target.arch == "armv7" or (target.arch == "x86_64" and lanes < 16)
+        registers = 16 if few else 32
+        return cls(lanes, registers, target.l1 or _USUAL_L1, target.l2 or _USUAL_L2, threads, exact, target.arch)
