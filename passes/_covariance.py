@@ -21,7 +21,7 @@ from graphopt.passes._factor_layers import Whole
 from graphopt.passes._kernel import Kernel
 from graphopt.rewriter import Node
 
-__all__ = ["Moments", "moments_of", "windows"]
+__all__ = ["Moments", "moments_of", "rows_of", "windows"]
 
 _BYTES = 2**27
 """Of rows in float64 at a time."""
@@ -54,7 +54,7 @@ class Moments:
                 why="a value is NaN or infinite" if value.numel() else None,
                 todo="calibrate with data on which the model makes numbers, or leave the layer out (`leave`)",
             )
-        for rows in _rows(self.whole.kernel, value):
+        for rows in rows_of(self.whole.kernel, value):
             self.sum += rows.transpose(1, 2) @ rows
             self.count += rows.shape[1]
 
@@ -64,8 +64,8 @@ class Moments:
         return not self.whole.embedding and self.count < self.sum.shape[-1]
 
 
-def _rows(kernel: Kernel, value: Tensor) -> Iterator[Tensor]:
-    """[groups, rows, n] in float64, a few at a time."""
+def rows_of(kernel: Kernel, value: Tensor) -> Iterator[Tensor]:
+    """What a kernel reads at every position of a value, a few positions at a time: [groups, rows, n] in float64."""
     if not kernel.axes:
         for part in value.reshape(-1, value.shape[-1]).split(max(1, _BYTES // (8 * value.shape[-1]))):
             yield part.double()[None].cpu()

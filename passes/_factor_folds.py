@@ -32,23 +32,27 @@ class Folded(Form):
 
     Attributes:
         first: the axes that the first layer slides along; None for all of them.
+        matrix: whether it is for linear layers, or for convolutions.
     """
 
     name: str
     first: tuple[int, ...] | None = None
     parts: int = 1
+    matrix: bool = False
 
     def why_not(self, whole: Whole) -> str | None:
         taps = whole.kernel.size
         if whole.embedding:
             return "it looks rows up"
-        if self.first is not None and any(axis >= len(taps) for axis in self.first):
+        if self.matrix != (not taps):
+            return "it is no linear layer" if taps else "it is no convolution"
+        if any(axis >= len(taps) for axis in self.first or ()):
             return f"its window has {len(taps)} axes"
         if self.first is not None and math.prod(taps[a] for a in self._second(whole)) == 1:
             return "its window has one tap along the axes of the second layer"
         if self.first and math.prod(taps[a] for a in self.first) == 1:
             return "its window has one tap along the axes of the first layer"
-        if self.parts > 1 and (not taps or whole.kernel.weight.shape[1] % self.parts):
+        if self.parts > 1 and (whole.kernel.weight.shape[1] % self.parts):
             return f"its {whole.kernel.weight.shape[1]} inputs do not make {self.parts} equal groups of a convolution"
         return None
 

@@ -1,4 +1,4 @@
-"""What a form of a factorised layer is: shapes, numbers, the weight that they stand for, and calls. And that of tables."""
+"""Forms of a factorised layer: shapes, numbers, the weight that they stand for, and calls. Here that of tables."""
 
 from __future__ import annotations
 

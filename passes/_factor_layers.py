@@ -20,7 +20,7 @@ from graphopt.passes._linear import Step, is_layer, read_step
 from graphopt.printer import module_path
 from graphopt.rewriter import Node, Rewriter
 
-__all__ = ["Whole", "factor_base", "find_layers"]
+__all__ = ["Whole", "factor_base", "find_layers", "read_whole"]
 
 aten = torch.ops.aten
 
@@ -35,7 +35,7 @@ class Whole:
 
     Attributes:
         node: its call.
-        source: what it reads: activations, or the indices of an embedding.
+        reads: the argument that holds activations, or the indices of an embedding.
         weight: the stored tensor, in the layout of its operator.
         bias: added at the end, [out]; or None.
         kernel: what it multiplies with, on the meta device: W [out, in / groups, *k]; of an embedding the table
@@ -47,7 +47,7 @@ class Whole:
     """
 
     node: Node
-    source: Node
+    reads: str
     weight: Node
     bias: Node | None
     kernel: Kernel
@@ -60,6 +60,18 @@ class Whole:
     def name(self) -> str:
         """The path of its module, or the name of its call."""
         return module_path(self.node) or self.node.name
+
+    @property
+    def source(self) -> Node:
+        """What it reads now: an edit before it may have changed that."""
+        source: Node = argument(self.node, self.reads)
+        return source
+
+    def onto(self, rw: Rewriter) -> Whole:
+        """The same layer in a copy of the model."""
+        named = {node.name: node for node in rw.graph.nodes}
+        bias = None if self.bias is None else named[self.bias.name]
+        return replace(self, node=named[self.node.name], weight=named[self.weight.name], bias=bias)
 
     @property
     def groups(self) -> int:
@@ -84,7 +96,7 @@ class Whole:
 
 
 def factor_base(weight: str) -> str:
-    """Where the factors of a weight go: to `conv.factors` from `conv.weight`, to `table_factors` from a bare `table`."""
+    """Where factors go: those of `conv.weight` to `conv.factors`, those of a bare `table` to `table_factors`."""
     path, _, leaf = weight.rpartition(".")
     own = "factors" if leaf == "weight" else f"{leaf}_factors"
     return f"{path}.{own}" if path else own
@@ -95,14 +107,15 @@ def find_layers(rw: Rewriter) -> Iterator[tuple[Node, Whole | str]]:
     for node in list(rw.find()):
         if not isinstance(rw.value(node), FakeTensor):
             continue
-        found = _read(rw, node)
+        found = read_whole(rw, node)
         if isinstance(found, Whole):
             found = _why_fixed(rw, found) or _why_factor(rw, found) or found
         if found is not None:
             yield node, found
 
 
-def _read(rw: Rewriter, node: Node) -> Whole | str | None:
+def read_whole(rw: Rewriter, node: Node) -> Whole | str | None:
+    """The layer that a call is, why it cannot be read, or None for a call of anything else."""
     if node.target is aten.embedding.default:
         return _embedding(rw, node)
     if is_layer(node):
@@ -119,7 +132,7 @@ def _of_step(rw: Rewriter, step: Step) -> Whole:
     assert layer is not None
     across = not step.kernel.axes and layer.weight_out == 1
     kernel = replace(step.kernel, bias=None).meta()
-    return Whole(step.node, step.source, layer.weight, layer.bias, kernel, _sizes(rw, step.source), across=across)
+    return Whole(step.node, layer.input_name, layer.weight, layer.bias, kernel, _sizes(rw, step.source), across=across)
 
 
 def _matrix(rw: Rewriter, node: Node) -> Whole | str:
@@ -138,7 +151,7 @@ def _matrix(rw: Rewriter, node: Node) -> Whole | str:
     across = layer.weight_out == 1
     kernel = Kernel.of(torch.empty(*(shape[::-1] if across else shape), device="meta"))
     sizes = _sizes(rw, layer.input)
-    return Whole(node, layer.input, layer.weight, layer.bias, kernel, sizes, across=across, alpha=layer.alpha)
+    return Whole(node, layer.input_name, layer.weight, layer.bias, kernel, sizes, across=across, alpha=layer.alpha)
 
 
 def _embedding(rw: Rewriter, node: Node) -> Whole | str:
@@ -151,7 +164,7 @@ def _embedding(rw: Rewriter, node: Node) -> Whole | str:
     if argument(node, "sparse") or argument(node, "scale_grad_by_freq"):
         return f"'{node.name}' has gradients of its own kind"
     kernel = Kernel.of(torch.empty(*rw.fake(weight).shape, device="meta"))
-    return Whole(node, indices, weight, None, kernel, _sizes(rw, indices), embedding=True)
+    return Whole(node, "indices", weight, None, kernel, _sizes(rw, indices), embedding=True)
 
 
 def _sizes(rw: Rewriter, node: Node) -> tuple[int, ...]:
@@ -188,7 +201,7 @@ def _neighbour(rw: Rewriter, node: Any, whole: Whole) -> Whole | None:
     """The dense layer of the same kind that `node` is."""
     if node.op != "call_function" or whole.embedding or not isinstance(rw.value(node), FakeTensor):
         return None
-    found = _read(rw, node)
+    found = read_whole(rw, node)
     same = isinstance(found, Whole) and not found.embedding and found.kernel.axes == whole.kernel.axes
     return found if same and isinstance(found, Whole) and found.groups == whole.groups == 1 else None
 

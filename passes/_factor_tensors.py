@@ -106,8 +106,8 @@ class Polyadic(Form):
     """1x1 to r channels, a depthwise layer along each axis, 1x1 to the outputs.
 
     W [out, in, *k] = sum over r of A [out, r] B [r, in] K_1 [r, k_1] K_2 [r, k_2]: the canonical polyadic
-    decomposition, by alternating least squares. (Lebedev et al., Speeding-up Convolutional Neural Networks Using Fine-tuned
-    CP-Decomposition, ICLR 2015.) In the measure of the data A is the nearest one to all others.
+    decomposition, by alternating least squares. (Lebedev et al., Speeding-up Convolutional Neural Networks Using
+    Fine-tuned CP-Decomposition, ICLR 2015.) In the measure of the data A is the nearest one to all others.
     """
 
     name: str = "cp"

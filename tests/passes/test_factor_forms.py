@@ -33,7 +33,8 @@ CONVOLVED: tuple[Form, ...] = (
     Tucker(),
     Polyadic(),
 )
-LINEAR: tuple[Form, ...] = (WINDOW_FIRST, Train(), Train(cores=3))
+MATRIX = Folded("linear", matrix=True)
+LINEAR: tuple[Form, ...] = (MATRIX, Train(), Train(cores=3))
 TABLES: tuple[Form, ...] = (Rows(), TrainOfRows())
 
 
@@ -204,8 +205,8 @@ def test_an_ill_conditioned_input() -> None:
     torch.manual_seed(3)
     single = linear(16, 12, rows=400, bias=False)
     problem = single.problem()
-    (aware,) = WINDOW_FIRST.errors(problem, [(4,)])
-    (plain,) = WINDOW_FIRST.errors(single.problem("svd"), [(4,)])
+    (aware,) = MATRIX.errors(problem, [(4,)])
+    (plain,) = MATRIX.errors(single.problem("svd"), [(4,)])
     assert problem.moments is not None
     whitened = problem.weight @ torch.linalg.cholesky(problem.moments[0])
     tail = torch.linalg.svdvals(whitened)[4:].square().sum()
@@ -214,9 +215,9 @@ def test_an_ill_conditioned_input() -> None:
 
 def test_a_singular_covariance_is_no_trouble() -> None:
     x = torch.randn(4, 5, 1, dtype=torch.float64).expand(4, 5, 6).contiguous()
-    for form in (WINDOW_FIRST, Train()):
+    for form in (MATRIX, Train()):
         single = Single(nn.Linear(6, 8), x)
-        factors = form.factors(single.problem(), (1,) if form is WINDOW_FIRST else form.full(single.whole))
+        factors = form.factors(single.problem(), (1,) if form is MATRIX else form.full(single.whole))
         assert single.error(single.factorised(form, factors)) < 1e-9 * single.size()
 
 
