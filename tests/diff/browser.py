@@ -19,10 +19,13 @@ from websockets.sync.client import ClientConnection, connect
 
 __all__ = ["CHROMIUM", "Page", "browser"]
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0")
-_PATIENCE = 60.0
+_PATIENCE = 8.0
 _KEYS = {"Enter": "\r", " ": " "}
+_CODES = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 
 
 class Page:
@@ -59,6 +62,7 @@ class Page:
 
     def open(self, path: Path) -> None:
         """Open a file and wait until the page says that it is ready."""
+        self.value("delete document.documentElement.dataset.ready")  # of the page that is left
         self.call("Page.navigate", url=path.as_uri())
         self.wait("document.documentElement?.dataset.ready")
 
@@ -68,18 +72,17 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, expression: str) -> Any:
-        """Wait until an expression is true; returns its value."""
+    def wait(self, expression: str) -> None:
+        """Wait until an expression is true."""
         end = time.monotonic() + _PATIENCE
-        while not (found := self.value(expression)):
+        while not self.value(f"Boolean({expression})"):
             assert time.monotonic() < end, f"never true: {expression}; {self.errors}"
             time.sleep(0.02)
-        return found
 
     def press(self, key: str) -> None:
         """Press a key, as a person would, where the focus is."""
         text = _KEYS.get(key, key if len(key) == 1 else "")
-        rest = {"key": key, "windowsVirtualKeyCode": 13} if key == "Enter" else {"key": key}
+        rest = {"key": key, "windowsVirtualKeyCode": _CODES.get(key, 0)}
         self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **rest)
         self.call("Input.dispatchKeyEvent", type="keyUp", **rest)
 
@@ -89,8 +92,10 @@ class Page:
     def click(self, selector: str, *, times: int = 1) -> None:
         """Click with the mouse in the middle of what a selector finds first."""
         quoted = json.dumps(selector)
-        box = self.value(f"(() => {{const b = document.querySelector({quoted})?.getBoundingClientRect();"
-                         "return b && [b.left + b.width / 2, b.top + b.height / 2]})()")
+        box = self.value(
+            f"(() => {{const b = document.querySelector({quoted})?.getBoundingClientRect();"
+            "return b && [b.left + b.width / 2, b.top + b.height / 2]})()"
+        )
         assert box, f"nothing is {selector}"
         for count in range(1, times + 1):
             for kind in ("mousePressed", "mouseReleased"):

@@ -2,7 +2,7 @@
 
 import { kindsOf, rowsIn } from "./comparison.js";
 import { mark } from "./marks.js";
-import { counted, printable, shortened, svg } from "./text.js";
+import { counted, fitted, printable, svg, textWidth } from "./text.js";
 
 const FAR = 0.36;
 const MARGIN = 0.5;
@@ -150,7 +150,7 @@ function summarized(comparison, thing) {
 }
 
 function boxShape({ thing, kinds }, { x, y, width, height }) {
-  const label = svg("text", { x: x + 26, y: y + 20 }, shortened(thing.label, Math.floor((width - 40) / 7), true));
+  const label = svg("text", { x: x + 26, y: y + 20 }, fitted(thing.label, width - 40, "600 12px", true));
   return svg("g", { class: `box ${kinds[0] ?? ""}`, "data-id": thing.id },
     svg("title", {}, thing.path || thing.label), svg("rect", { x, y, width, height, rx: 8 }),
     svg("path", { class: "chevron", d: `M${x + 10} ${y + 12} h9 l-4.5 7 Z` }), label);
@@ -169,15 +169,15 @@ function nodeShape(item, place, side, far) {
   const texts = group ? groupTexts(item, side) : rowTexts(thing, side);
   const indent = group ? 26 : 10;
   if (group) made.append(svg("path", { class: "chevron", d: `M${x + 11} ${y + 9} v9 l7 -4.5 Z` }));
-  const room = 29 - kinds.length * 3 - (group ? 3 : 0);
-  made.append(svg("title", {}, texts.title));
-  const first = shortened(texts.first, room, group);
+  const room = width - indent - 10 - 20 * kinds.length;
+  const first = fitted(texts.first, room, "600 13px", group);
   const head = svg("text", { class: "operator", x: x + indent, y: y + 17 }, first);
-  const left = room - first.length - 2;
-  if (texts.second && left > 3) {
-    head.append(svg("tspan", { class: "name", dx: 6 }, shortened(texts.second, left, true)));
+  const left = room - textWidth(first, "600 13px") - 6;
+  if (texts.second && left > 24) {
+    head.append(svg("tspan", { class: "name", dx: 6 }, fitted(texts.second, left, "12px", true)));
   }
-  made.append(head, svg("text", { class: "value", x: x + indent, y: y + 33 }, shortened(texts.third, 31)));
+  const value = fitted(texts.third, width - indent - (parts ? 30 : 8), "11px");
+  made.append(svg("title", {}, texts.title), head, svg("text", { class: "value", x: x + indent, y: y + 33 }, value));
   kinds.forEach((kind, number) => made.append(mark(kind, x + width - 14 - 20 * number, y + 14)));
   if (parts) made.append(svg("text", { class: "parts", x: x + width - 14, y: y + 36, "text-anchor": "end" }, "≠"));
   return made;

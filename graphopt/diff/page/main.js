@@ -47,7 +47,7 @@ class Page {
   }
 
   fit() {
-    if (this.layout) this.camera.fit(this.layout, this.placeOf(this.graph.nodes[0]));
+    if (this.graph?.nodes.length) this.camera.fit(this.layout, this.placeOf(this.graph.nodes[0]));
   }
 
   /** Lay out what is seen now; `anchor`, a row or group, stays where it is on the screen. */
@@ -177,7 +177,7 @@ class Page {
 
   /** From the chosen node to a neighbour: along an edge, or to the nearest on its left or right. */
   neighbour(direction) {
-    if (!this.layout) return;
+    if (!this.graph?.nodes.length) return;
     const own = this.chosen && this.placeOf(this.chosen);
     if (!own) {
       this.goTo(this.graph.nodes[0]);

@@ -34,11 +34,26 @@ function append(parent, children) {
   }
 }
 
-/** The end of a text is cut off, or its beginning where the end says more. */
-export function shortened(text, most, keepEnd = false) {
+const ruler = document.createElement("canvas").getContext("2d");
+
+/** How wide a text is in a font, in pixels. */
+export function textWidth(text, font) {
+  ruler.font = `${font} system-ui, sans-serif`;
+  return ruler.measureText(text).width;
+}
+
+/** As much of a text as fits into `room` pixels: its end is cut off, or its beginning where the end says more. */
+export function fitted(text, room, font, keepEnd = false) {
   const shown = printable(text);
-  if (shown.length <= most) return shown;
-  return keepEnd ? `…${shown.slice(1 - most)}` : `${shown.slice(0, most - 1)}…`;
+  if (textWidth(shown, font) <= room) return shown;
+  let [fits, most] = [0, shown.length];
+  const cut = (length) => (keepEnd ? `…${shown.slice(shown.length - length)}` : `${shown.slice(0, length)}…`);
+  while (most - fits > 1) {
+    const middle = (fits + most) >> 1;
+    if (textWidth(cut(middle), font) <= room) fits = middle;
+    else most = middle;
+  }
+  return cut(fits);
 }
 
 /** 1834000000 as 1.83 G; an expression in free sizes as it stands. */
