@@ -12,7 +12,12 @@ from graphopt.tools.console import counted, emit_json, say, show_table, size_tex
 from graphopt.tools.sources import AsJson, BackendName, PipelineText, Source, Threads, check_output, read_model
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from graphopt.backend import Artifact
     from graphopt.backends.tvm.kernels.coverage import Coverage
+    from graphopt.model import Model
+    from graphopt.target import Target
     from graphopt.transform import Report
 
 __all__ = ["build"]
@@ -27,6 +32,22 @@ def build(
     threads: Threads = None,
     exact_float: Annotated[
         bool, typer.Option("--exact-float", help="Use no algorithm that rounds more than the plain one.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare the compiled model with PyTorch where it runs here.")
+    ] = True,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Time it where it runs here and record that; no two such builds are alike."),
+    ] = False,
+    wheels: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--runtime-wheel", metavar="FILE.whl", help="TVM's runtime for the target; kept for later builds."
+        ),
+    ] = None,
+    fetch: Annotated[
+        bool, typer.Option("--fetch-runtime", help="Download TVM's runtime for the target with pip, if it is missing.")
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Tell to stderr what each pass did and what wrote each kernel.")
@@ -46,12 +67,17 @@ def build(
         from graphopt.tools.pipelines import apply, parse
 
     steps = parse(pipeline)
+    _get_parts(backend, machine, wheels or (), fetch=fetch)
     model, reports = apply(read_model(source), steps)
     if verbose:
         _tell(reports)
     start = time.perf_counter()
     with working(f"compiling with {backend} for {target}"):
         artifact = compiled(model, machine, backend, threads=threads, exact_float=exact_float)
+    if check or measure:
+        with working("running what was compiled"):
+            _try(artifact, model, check=check, measure=measure)
+    with working(f"writing {output}"):
         artifact.save(output)
     coverage: Coverage | None = getattr(artifact, "coverage", None)
     if verbose and coverage is not None:
@@ -63,6 +89,7 @@ def build(
         "threads": artifact.threads,
         "exact_float": exact_float,
         "seconds": round(time.perf_counter() - start, 3),
+        **{name: artifact.record.get(name) for name in ("check", "latency")},
         "bytes": sum(file.stat().st_size for file in output.rglob("*") if file.is_file()),
     }
     if as_json:
@@ -70,7 +97,41 @@ def build(
         facts["coverage"] = None if coverage is None else coverage.to_json()
         emit_json(facts)
     else:
-        show_table(("", ""), [(name, size_text(value)) for name, value in facts.items()])
+        show_table(("", ""), [(name, _shown(value)) for name, value in facts.items()])
+
+
+def _get_parts(backend: str, machine: Target, wheels: Sequence[Path], *, fetch: bool) -> None:
+    """See to what saving needs before anything is compiled: compilers, and the runtime of another architecture."""
+    from graphopt.backend import get_backend
+
+    if backend == "tvm" and (wheels or fetch):
+        from graphopt.backends.tvm.bundle import wheels as runtime
+
+        for wheel in wheels:
+            runtime.add(wheel)
+        if fetch and machine.kind != "cuda":
+            with working("downloading"):
+                runtime.fetch(machine.arch)
+    get_backend(backend).require_parts(machine)
+
+
+def _try(artifact: Artifact, model: Model, *, check: bool, measure: bool) -> None:
+    """Run what was compiled on seeded inputs, and record how far it is from PyTorch and how long it takes."""
+    from graphopt.target import why_not_here
+    from graphopt.tools.trial import compared, timed
+
+    if why_not_here(artifact.target) is not None:
+        return
+    if check:
+        artifact.record["check"] = compared(artifact, model)
+    if measure:
+        artifact.record["latency"] = timed(artifact, model)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return "not here" if value is None else size_text(value)
 
 
 def _tell(reports: list[Report]) -> None:

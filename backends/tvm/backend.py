@@ -116,5 +116,6 @@ def tvm_target(target: Target) -> Any:
             "mcpu": target.cpu,
             "mattr": [f"+{name}" for name in cpus.llvm_names(target.arch, more)],
             "num-cores": target.cores,
+            **({"mfloat-abi": "hard"} if target.arch == "armv7" else {}),
         }
     )

@@ -70,10 +70,10 @@ def link(executable: Any, path: Path, arch: str) -> None:
     try:
         executable.export_library(str(path), fcompile=command)
     except RuntimeError as error:
-        lines = [line for line in str(error).splitlines() if "error" in line.lower() or "ld:" in line]
+        lines = [line for line in str(error).splitlines() if ": error" in line or "ld:" in line]
         raise UsageError(
             f"the code cannot be linked into '{path.name}'",
-            why=(lines or str(error).strip().splitlines() or ["the compiler failed"])[-1],
+            why=(lines or str(error).strip().splitlines() or ["the compiler failed"])[0],
             todo="check that there is space, and that the compiler works",
         ) from error
 
