@@ -39,6 +39,7 @@ $(STAMP): pyproject.toml | $(LAYOUT)
 page: $(LAYOUT)
 
 $(LAYOUT): $(PAGE)/package-lock.json
+	@command -v npm >/dev/null || { echo "the page of 'graphopt diff --html' is built with npm, which is not here" >&2; exit 1; }
 	npm ci --prefix $(PAGE) --ignore-scripts --no-audit --no-fund
 	mkdir -p $(@D)
 	cd $(PAGE)/node_modules/elkjs && cp lib/elk-api.js LICENSE.md lib/elk-worker.min.js $(abspath $(@D))
