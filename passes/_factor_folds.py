@@ -52,7 +52,7 @@ class Folded(Form):
             return "its window has one tap along the axes of the second layer"
         if self.first and math.prod(taps[a] for a in self.first) == 1:
             return "its window has one tap along the axes of the first layer"
-        if self.parts > 1 and (whole.kernel.weight.shape[1] % self.parts):
+        if self.parts > 1 and (self.matrix or whole.kernel.weight.shape[1] % self.parts):
             return f"its {whole.kernel.weight.shape[1]} inputs do not make {self.parts} equal groups of a convolution"
         return None
 

@@ -7,7 +7,9 @@ they were. How strong the ridge is, is decided by what it gains on the half of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -29,21 +31,23 @@ _WIDEST = 4096
 Batches = Sequence[Sequence[Tensor]]
 
 
-def refit_last(rw: Rewriter, original: Model, calib: Batches, made: dict[str, Node]) -> None:
+def refit_last(rw: Rewriter, original: Model, calib: Batches, made: Mapping[Node, Node]) -> None:
     """Fit factors in the order of the layers, and keep that if the outputs are nearer.
 
     Args:
-        made: by the name of a layer in `original`, the last call of its factors.
+        made: for calls of `original`, in order, the last call of the factors in `rw`. Neighbours that read one value
+            are fitted together.
     """
     trial = Rewriter(rw.model.clone(share_tensors=True))
     named = {node.name: node for node in trial.graph.nodes}
     changed: dict[str, Tensor] = {}
-    for name, node in made.items():
-        whole = read_whole(trial, named[node.name])
-        if isinstance(whole, Whole) and not whole.embedding and whole.columns <= _WIDEST:
-            for tensor, value in _fitted(trial, whole, original, name, calib):
-                trial.set_tensor(tensor, value, "fitted")
-                changed[str(tensor.target)] = value
+    for _, group in groupby(made.items(), key=lambda pair: pair[0].args[0]):
+        lasts = {node: read_whole(trial, named[last.name]) for node, last in group}
+        fits = [_Fit(trial, node, last) for node, last in lasts.items() if isinstance(last, Whole) and _may_fit(last)]
+        _look(trial.model, original, calib, fits)
+        for tensor, value in (pair for fit in fits for pair in fit.found()):
+            trial.set_tensor(tensor, value, "fitted")
+            changed[str(tensor.target)] = value
     trial.model.touch()
     outputs = OutputError(original, calib)
     apart, fitted = outputs.of(rw.model), outputs.of(trial.model)
@@ -52,38 +56,48 @@ def refit_last(rw: Rewriter, original: Model, calib: Batches, made: dict[str, No
         rw.set_tensor(node, changed[str(node.target)], "fitted to what the original layer makes")
 
 
-def _fitted(trial: Rewriter, whole: Whole, original: Model, name: str, calib: Batches) -> Iterator[tuple[Node, Tensor]]:
-    """The tensors of a last factor with their new values."""
-    bias = None if whole.bias is None or trial.why_shared(whole.bias, whole.node) else whole.bias
-    fixed = None if bias is not None or whole.bias is None else trial.tensor(whole.bias)
-    halves = [_Sums(whole, offset=bias is not None) for _ in range(2)]
-    for batch in calib:
-        z, y = _value(trial.model, batch, whole.source.name), _value(original, batch, name)
-        for half, (rows, wanted) in _rows(whole, z, y if fixed is None else y - _spread(fixed, y, whole)):
-            halves[half].add(rows, wanted)
-    weight = trial.tensor(whole.weight)
-    start = whole.dense(trial).reshape(whole.groups, -1, whole.columns)
-    old = None if bias is None else trial.tensor(bias)
-    if old is not None:
-        start = torch.cat((start, old.double().reshape(whole.groups, -1, 1)), 2)
-    found = _with_best_ridge(halves, start)
-    assert weight is not None
-    dense = found[..., : whole.columns].reshape(whole.kernel.weight.shape)
-    yield whole.weight, whole.stored(dense).to(weight)
-    if bias is not None and old is not None:
-        yield bias, found[..., -1].reshape(-1).to(old)
+def _may_fit(last: Whole) -> bool:
+    return not last.embedding and last.columns <= _WIDEST
 
 
-def _value(model: Model, batch: Sequence[Tensor], name: str) -> Tensor:
-    """What the node of that name makes of a batch."""
-    found: list[Tensor] = []
-    observe(model, [batch], {node: found.append for node in model.graph.nodes if node.name == name})
-    return found[0]
+def _look(model: Model, original: Model, calib: Batches, fits: Sequence[_Fit]) -> None:
+    """Show what layers read and should make, batch by batch."""
+    for batch in calib if fits else ():
+        seen: dict[Node, Tensor] = {}
+        observe(original, [batch], {fit.node: partial(seen.__setitem__, fit.node) for fit in fits})
+        observe(model, [batch], {fit.last.source: partial(seen.__setitem__, fit.last.source) for fit in fits})
+        for fit in fits:
+            fit.add(seen[fit.last.source], seen[fit.node])
 
 
-def _spread(bias: Tensor, y: Tensor, whole: Whole) -> Tensor:
-    """A bias along the channels of y."""
-    return bias.reshape(-1, *[1] * whole.kernel.axes).expand(y.shape[1:] if whole.kernel.axes else y.shape[-1:])
+class _Fit:
+    """The last factor of one layer."""
+
+    def __init__(self, trial: Rewriter, node: Node, last: Whole) -> None:
+        self.trial, self.node, self.last = trial, node, last
+        shared = last.bias is not None and trial.why_shared(last.bias, last.node) is not None
+        self.bias = None if shared else last.bias
+        self.fixed = trial.tensor(last.bias) if shared else None
+        self.halves = [_Sums(last, offset=self.bias is not None) for _ in range(2)]
+
+    def add(self, z: Tensor, y: Tensor) -> None:
+        """Take in what the factor reads, and what the layer makes of what the original reads."""
+        y = y if self.fixed is None else y - self.fixed.reshape(-1, *[1] * self.last.kernel.axes)
+        for half, (rows, wanted) in _rows(self.last, z, y):
+            self.halves[half].add(rows, wanted)
+
+    def found(self) -> Iterator[tuple[Node, Tensor]]:
+        """Its tensors with their new values."""
+        whole, weight = self.last, self.trial.tensor(self.last.weight)
+        assert weight is not None
+        start = whole.dense(self.trial).reshape(whole.groups, -1, whole.columns)
+        old = self.trial.tensor(self.bias)
+        if old is not None:
+            start = torch.cat((start, old.double().reshape(whole.groups, -1, 1)), 2)
+        best = _with_best_ridge(self.halves, start)
+        yield whole.weight, whole.stored(best[..., : whole.columns].reshape(whole.kernel.weight.shape)).to(weight)
+        if self.bias is not None and old is not None:
+            yield self.bias, best[..., -1].reshape(-1).to(old)
 
 
 def _rows(whole: Whole, z: Tensor, y: Tensor) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:

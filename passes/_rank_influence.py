@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,15 +18,19 @@ from graphopt.rewriter import Rewriter
 __all__ = ["Influence", "fisher_rows"]
 
 _DIRECTIONS = 4
+_SAMPLES = 128
 _HOPELESS = 1e9
 
 
 class Influence:
-    """Measures by trying: one factorisation of one layer, everything else as it is, on the calibration data."""
+    """Measures by trying: one factorisation of one layer, everything else as it is, on the first batches of the
+    calibration data."""
 
     def __init__(self, model: Model, calib: Sequence[Sequence[Tensor]]) -> None:
         self.model = model
-        self.outputs = OutputError(model, calib)
+        sizes = accumulate(max((len(value) for value in batch if value.dim()), default=1) for batch in calib)
+        count = sum(size < _SAMPLES for size in sizes) + 1
+        self.outputs = OutputError(model, calib[:count])
 
     def of(self, problem: Problem, options: Sequence[Option], part: float) -> float:
         """The square of the relative error of the outputs, for each unit of a layer's own error: of the option that

@@ -196,16 +196,17 @@ def _is_in(path: str, name: str) -> bool:
     return path == name or path.startswith(f"{name}.")
 
 
-def _put_in(rw: Rewriter, problems: Problems, taken: list[Whole], chosen: Chosen) -> dict[str, Node]:
-    """Replace layers; the last call of each one's factors, in the order of the layers."""
-    made: dict[str, Node] = {}
+def _put_in(rw: Rewriter, problems: Problems, taken: list[Whole], chosen: Chosen) -> dict[Node, Node]:
+    """Replace layers; by their calls in the original, in order, the last ones of their factors."""
+    made: dict[Node, Node] = {}
     for problem in problems.of(taken):
-        name = problem.whole.node.name
-        option = chosen[name]
+        option = chosen[problem.whole.node.name]
         assert option.form is not None
-        made[name] = substitute(rw, problem.whole.onto(rw), option.form, option.form.factors(problem, option.ranks))
+        made[problem.whole.node] = substitute(
+            rw, problem.whole.onto(rw), option.form, option.form.factors(problem, option.ranks)
+        )
     rw.model.touch()
-    return {whole.node.name: made[whole.node.name] for whole in taken}
+    return {whole.node: made[whole.node] for whole in taken}
 
 
 def _row(whole: Whole, option: Option) -> dict[str, Any]:
