@@ -17,14 +17,14 @@ from graphopt.names import nearest
 
 __all__ = ["Kind", "Target", "this_machine", "why_not_here"]
 
-Kind = Literal["cpu", "arm64", "armv7", "cuda"]
+Kind = Literal["cpu", "arm64", "armv7", "riscv64", "cuda"]
 
 _LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2")
 """Levels of the x86-64 psABI, the richest first."""
 
-_ARCHS = {"cpu": "x86_64", "arm64": "aarch64", "armv7": "armv7"}
+_ARCHS = {"cpu": "x86_64", "arm64": "aarch64", "armv7": "armv7", "riscv64": "riscv64"}
 
-_MACHINES = {"aarch64": "arm64", "arm64": "arm64", "armv7l": "armv7", "armv8l": "armv7"}
+_MACHINES = {"aarch64": "arm64", "arm64": "arm64", "armv7l": "armv7", "armv8l": "armv7", "riscv64": "riscv64"}
 """The plainest preset of a machine, by the name that its system gives it; x86-64 for all others."""
 
 _VECTOR_FLAGS = (("avx512f", 512), ("avx2", 256), ("avx", 256))
@@ -35,8 +35,8 @@ class Target:
     """A machine to compile for.
 
     Attributes:
-        kind: `cpu` (x86-64), `arm64`, `armv7` (32 bits, with NEON) or `cuda`.
-        arch: `x86_64`, `aarch64`, `armv7`, or the GPU's architecture such as `sm_90`.
+        kind: `cpu` (x86-64), `arm64`, `armv7` (32 bits, with NEON), `riscv64` (without vectors) or `cuda`.
+        arch: `x86_64`, `aarch64`, `armv7`, `riscv64`, or the GPU's architecture such as `sm_90`.
         cpu: the processor as LLVM names it; empty for a GPU.
         features: instruction-set extensions worth knowing, sorted, spelled as the kernel spells them. Code may use them
             and those that the processor has in any case (`needs`).
@@ -170,17 +170,16 @@ def _presets() -> dict[str, Any]:
 def this_machine() -> Target:
     """The CPU this process runs on; what the system does not tell is taken from the plainest preset of its kind."""
     plain = Target.parse(_MACHINES.get(platform.machine().lower(), "x86-64"))
-    arm = plain.kind != "cpu"
     flags = _cpu_flags()
     richest = (level for level in _LEVELS if flags >= cpus.features_of(plain.arch, level))
     caches = _cache_sizes()
     return Target(
         kind=plain.kind,
         arch=plain.arch,
-        cpu=plain.cpu if arm else next(richest, plain.cpu),
+        cpu=next(richest, plain.cpu) if plain.kind == "cpu" else plain.cpu,
         features=tuple(sorted(flags & cpus.known_features(plain.arch))) or plain.features,
         cores=_usable_cores(),
-        vector_bits=plain.vector_bits if arm else next((b for flag, b in _VECTOR_FLAGS if flag in flags), 128),
+        vector_bits=next((bits for flag, bits in _VECTOR_FLAGS if flag in flags), plain.vector_bits),
         l1=caches.get(1, plain.l1),
         l2=caches.get(2, plain.l2),
         l3=caches.get(3, plain.l3),

@@ -26,6 +26,9 @@ _LLVM_TRIPLES = {
     "riscv64": "riscv64-linux-gnu",
 }
 
+_ABI = {"armv7": {"mfloat-abi": "hard"}, "riscv64": {"mabi": "lp64d"}}
+"""How floating-point arguments are passed, where LLVM would not choose what Linux has."""
+
 
 class TvmBackend(Backend):
     """Compiles a model into native code with Apache TVM; sizes that are free in the model stay free."""
@@ -116,6 +119,6 @@ def tvm_target(target: Target) -> Any:
             "mcpu": target.cpu,
             "mattr": [f"+{name}" for name in cpus.llvm_names(target.arch, more)],
             "num-cores": target.cores,
-            **({"mfloat-abi": "hard"} if target.arch == "armv7" else {}),
+            **_ABI.get(target.arch, {}),
         }
     )

@@ -16,9 +16,9 @@ from graphopt.target import Target
 
 def test_this_machine_has_cores_and_a_vector_width() -> None:
     here = Target.parse("cpu")
-    assert here.kind in ("cpu", "arm64")
+    assert here.kind != "cuda"
     assert here.cores >= 1
-    assert here.vector_bits in (128, 256, 512)
+    assert here.vector_bits in (0, 128, 256, 512)
     assert Target.parse("cpu") == here
 
 
@@ -36,6 +36,14 @@ def test_presets_say_what_they_are() -> None:
     assert Target.parse("x86-64-v4").vector_bits == 512
     assert Target.parse("cortex-a72").kind == "arm64"
     assert Target.parse("cuda").kind == "cuda"
+    assert Target.parse("armv7").needs >= {"neon", "vfpv3"} and "vfpv4" not in Target.parse("armv7").needs
+    assert "vfpv4" in Target.parse("cortex-a15").needs
+    assert Target.parse("riscv64").vector_bits == 0
+
+
+def test_every_preset_says_how_it_was_tested() -> None:
+    assert all(len(Target.tested(name)) > 5 for name in Target.names())
+    assert "qemu" in Target.tested("cortex-a72") and "qemu" not in Target.tested("cuda")
 
 
 def test_unknown_name_offers_the_nearest() -> None:
@@ -112,10 +120,10 @@ def test_a_target_made_in_python_is_checked_too() -> None:
 
 
 def test_the_name_of_a_cpu_is_no_target_but_leads_to_one() -> None:
-    with pytest.raises(UsageError, match="no target 'znver3'") as error:
-        Target.parse("znver3")
+    with pytest.raises(UsageError, match="no target 'znver2'") as error:
+        Target.parse("znver2")
     assert "a CPU of x86_64: write a JSON file" in str(error.value)
-    assert "avx2" in changed("x86-64", cpu="znver3").needs
+    assert "avx2" in changed("x86-64", cpu="znver2").needs
 
 
 def test_features_in_the_spelling_of_llvm_are_translated() -> None:
@@ -138,7 +146,10 @@ def test_this_machine_runs_code_for_itself() -> None:
     assert module.why_not_here(Target.parse("cpu")) is None
 
 
-@pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
+TRIPLES = {"armv7": "armv7a-linux-gnueabihf"}
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64", "armv7", "riscv64"])
 def test_the_table_of_processors_is_the_compilers(arch: str) -> None:
     from tvm.target import Target as Compiled
     from tvm.target import codegen
@@ -146,12 +157,13 @@ def test_the_table_of_processors_is_the_compilers(arch: str) -> None:
     def features(**more: object) -> set[str]:
         return {str(f) for f in codegen.llvm_get_cpu_features(Compiled({**triple, **more}))}
 
-    triple = {"kind": "llvm", "mtriple": f"{arch}-linux-gnu"}
+    triple = {"kind": "llvm", "mtriple": TRIPLES.get(arch, f"{arch}-linux-gnu")}
     table = cpus._table(arch)
     listed = {str(cpu) for cpu in codegen.llvm_get_cpu_archlist(Compiled(triple)) if "_" not in str(cpu)}
     if arch == "x86_64":
         listed = {cpu for cpu in listed if "64bit" in features(mcpu=cpu)}
-    assert listed <= set(table["cpus"])
+    if arch in ("x86_64", "aarch64"):  # of the others not all are listed
+        assert listed <= set(table["cpus"])
     assert all(codegen.llvm_is_valid_cpu(cpu, triple["mtriple"]) for cpu in table["cpus"])
     for cpu in table["cpus"]:
         found = features(mcpu=cpu)

@@ -34,8 +34,9 @@ _COMPILERS = {
 _HEADERS = ("dlpack/dlpack.h", "tvm/ffi/c_api.h")
 """What the program needs of the package apache-tvm-ffi."""
 
-# Libraries of the compiler become part of the program: the device may have older ones.
-_OPTIONS = ("-std=c++17", "-O2", "-s", "-static-libstdc++", "-static-libgcc")
+# The compiler's libraries become part of the program, as the device may have older ones, and stay out of sight of TVM's
+# libraries, which use the device's.
+_OPTIONS = ("-std=c++17", "-O2", "-s", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 _ARM = {"armv7": ("-march=armv7-a", "-mfpu=neon", "-mfloat-abi=hard")}
 
 

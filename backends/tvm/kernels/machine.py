@@ -11,6 +11,9 @@ __all__ = ["Machine"]
 _FEWEST_LANES = 4
 """Every CPU worth naming has vectors of 128 bits; targets may not say so."""
 
+_REGISTERS = {"aarch64": 32, "armv7": 16, "riscv64": 8}
+"""Vector registers; x86-64 has 32 with AVX-512 and 16 without. Those of RISC-V are 32 scalars, four to a vector."""
+
 _USUAL_L1, _USUAL_L2 = 32 << 10, 512 << 10
 
 
@@ -38,6 +41,5 @@ class Machine:
     @classmethod
     def of(cls, target: Target, threads: int, *, exact: bool = False) -> Machine:
         lanes = max(_FEWEST_LANES, target.vector_bits // 32)
-        few = target.arch == "armv7" or (target.arch == "x86_64" and lanes < 16)
-        registers = 16 if few else 32
+        registers = _REGISTERS.get(target.arch, 16 if lanes < 16 else 32)
         return cls(lanes, registers, target.l1 or _USUAL_L1, target.l2 or _USUAL_L2, threads, exact, target.arch)

@@ -76,8 +76,15 @@ inline const Feature features[] = {
     {"half", false, 1}, {"vfp", false, 6}, {"neon", false, 12}, {"vfpv3", false, 13}, {"vfpv4", false, 16},
     {"idiva", false, 17}, {"idivt", false, 18}, {"vfpd32", false, 19}};
 
+#elif defined(__riscv) && __riscv_xlen == 64
+
+inline const char* architecture() { return "riscv64"; }
+
+struct Feature { const char* name; bool second; int bit; };
+inline const Feature features[] = {{"a", false, 0}, {"c", false, 2}, {"d", false, 3}, {"f", false, 5}, {"m", false, 12}};
+
 #else
-#error "graphopt_run is for x86-64 and ARM"
+#error "graphopt_run is for x86-64, ARM and RISC-V"
 #endif
 
 inline bool has_feature(const std::string& name) {
