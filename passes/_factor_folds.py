@@ -173,11 +173,7 @@ class _Fold:
         self.form, self.problem = form, problem
         whole = problem.whole
         self.matrix = form.folded(whole, problem.weight)
-        scale = form.folded(
-            whole, problem.scale.reshape(-1, *[1] * (whole.kernel.axes + 1)).expand(problem.weight.shape)
-        )
-        self.scale = scale[..., :1]  # [G, k, p, 1]
-        self.scaled = self.matrix * self.scale
+        self.scaled = self._on_outputs(0, self.matrix)
         self.moments = None if problem.moments is None else form.metric(whole, problem.moments)
         self._bases: dict[bool, Tensor] = {}
 
@@ -220,7 +216,15 @@ class _Fold:
 
     def _projected(self, rank: int, *, aware: bool) -> tuple[Tensor, Tensor]:
         u = self.basis(aware=aware, count=rank)[..., :rank]
-        return u / self.scale, u.transpose(-1, -2) @ self.scaled
+        return self._on_outputs(1, u), u.transpose(-1, -2) @ self.scaled
+
+    def _on_outputs(self, which: int, matrix: Tensor) -> Tensor:
+        """The root of what outputs count, or its inverse, times [G, k, p, n]."""
+        roots = self.problem.roots
+        if roots is None:
+            return matrix
+        by_output = matrix.reshape(*matrix.shape[:2], roots[which].shape[-1], -1)
+        return (roots[which][:, None] @ by_output).reshape(matrix.shape)
 
     def _refitted(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """A moved to what is nearest on the data: least squares of the outputs on what B makes of all windows."""

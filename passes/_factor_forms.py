@@ -80,12 +80,14 @@ class Rows(Form):
 
     def factors(self, problem: Problem, ranks: Ranks) -> list[Tensor]:
         u = self._basis(problem)[:, : ranks[0]]
-        scale = problem.scale[0]
-        return [problem.weight @ (u * scale), u / scale]
+        if problem.roots is None:
+            return [problem.weight @ u, u]
+        root, back = problem.roots
+        return [problem.weight @ (root[0] @ u), back[0] @ u]
 
     def errors(self, problem: Problem, wanted: Sequence[Ranks]) -> list[float]:
         u = self._basis(problem)
-        covered = (problem.weight * problem.scale[0, :, 0]) @ u
+        covered = self._scaled(problem).T @ u
         squares = covered.square() if problem.moments is None else covered.square() * problem.moments[:, None]
         beyond = squares.sum(0).flip(0).cumsum(0).flip(0).tolist()
         return [beyond[ranks[0]] if ranks[0] < len(beyond) else 0.0 for ranks in wanted]
@@ -100,7 +102,12 @@ class Rows(Form):
 
     @staticmethod
     def _basis(problem: Problem) -> Tensor:
-        scaled = problem.weight.T * problem.scale[0]
+        scaled = Rows._scaled(problem)
         if problem.is_aware and problem.moments is not None:
             scaled = scaled * problem.moments.sqrt()
         return basis(scaled, None, problem)
+
+    @staticmethod
+    def _scaled(problem: Problem) -> Tensor:
+        """[features, entries], in the measure of the outputs."""
+        return problem.weight.T if problem.roots is None else problem.roots[0][0] @ problem.weight.T

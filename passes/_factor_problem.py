@@ -2,11 +2,11 @@
 
 For a layer W, its approximation V and D = W - V the error is
 
-    sum over groups g of tr(R_g D_g C_g D_g^T)
+    sum over groups g of tr(F_g D_g C_g D_g^T)
 
-with C the moments of what the layer reads (see `_covariance`), so that without R it is the sum of squares by which the
+with C the moments of what the layer reads (see `_covariance`), so that without F it is the sum of squares by which the
 layer's outputs change on the calibration data; without data C is the identity, and it is the square of the Frobenius
-norm. R is a diagonal that weighs outputs (Fisher information).
+norm. F are moments of the gradients at the layer's outputs: Fisher information (see `_rank_fisher`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _RANDOMISED = 1024
 """Rows of a Gram matrix from which a few leading vectors are found by random projection."""
 _RIDGE = 1e-10
 """Of the mean square of a number that is read: along what the data does not show, the weight alone decides."""
+_DAMPING = 1e-3
+"""Of the mean of what outputs count: none of them counts nothing."""
 _SWEEPS = 60
 
 
@@ -41,7 +43,7 @@ class Problem:
     Attributes:
         weight: float64, laid out as `whole.kernel.weight`.
         moments: C [groups, n, n], or [entries] of an embedding; None for the identity.
-        rows: what the square of each output's error counts, [out]; None for ones.
+        outer: F [groups, m, m], m outputs a group, what errors of the outputs count; None for the identity.
         seed: of random factors and random projections.
     """
 
@@ -49,7 +51,7 @@ class Problem:
     weight: Tensor
     solver: Solver = "svd"
     moments: Tensor | None = None
-    rows: Tensor | None = None
+    outer: Tensor | None = None
     seed: int = 0
 
     @property
@@ -58,14 +60,15 @@ class Problem:
         return self.solver in AWARE and self.moments is not None
 
     @cached_property
-    def scale(self) -> Tensor:
-        """Square roots of what outputs count, [groups, out / groups, 1]; none of them is zero."""
-        groups = self.whole.groups
-        outputs = self.weight.shape[-1 if self.whole.embedding else 0]
-        if self.rows is None:
-            return self.weight.new_ones(groups, outputs // groups, 1)
-        floor = 1e-12 * self.rows.max().clamp(min=1e-300)
-        return self.rows.clamp(min=floor).sqrt().reshape(groups, -1, 1)
+    def roots(self) -> tuple[Tensor, Tensor] | None:
+        """The square root of F, made regular by a ridge, and the inverse of that: [groups, m, m] both."""
+        if self.outer is None:
+            return None
+        values, vectors = torch.linalg.eigh(self.outer)
+        unit = values.mean(-1, keepdim=True).clamp(min=1e-200)
+        roots = (values.clamp(min=0) + _DAMPING * unit).sqrt()[..., None, :]
+        back = vectors.transpose(-1, -2)
+        return (vectors * roots) @ back, (vectors / roots) @ back
 
     def error(self, dense: Tensor) -> float:
         """Of a weight in the place of the layer's."""
@@ -77,11 +80,14 @@ class Problem:
         return self._size(self.weight)
 
     def _size(self, difference: Tensor) -> float:
-        if self.whole.embedding:
-            squares = (difference * self.scale[0, :, 0]).square().sum(1)
-            return float(squares.sum() if self.moments is None else squares @ self.moments)
-        rows = difference.reshape(self.whole.groups, -1, self.whole.columns) * self.scale
-        return float((rows * rows).sum() if self.moments is None else ((rows @ self.moments) * rows).sum())
+        whole = self.whole
+        rows = difference.T[None] if whole.embedding else difference.reshape(whole.groups, -1, whole.columns)
+        if self.roots is not None:
+            rows = self.roots[0] @ rows
+        if self.moments is None:
+            return float((rows * rows).sum())
+        read = rows * self.moments if whole.embedding else rows @ self.moments
+        return float((read * rows).sum())
 
 
 def basis(matrix: Tensor, metric: Tensor | None, problem: Problem, count: int | None = None) -> Tensor:

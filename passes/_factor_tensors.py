@@ -67,7 +67,7 @@ class Tucker(Form):
         plain = [factor.reshape(shape) for factor, shape in zip(found, shapes, strict=True)]
         if not problem.is_aware:
             return plain
-        start = _POINT.factors(replace(problem, moments=None, rows=None), ranks[:1])[0]
+        start = _POINT.factors(replace(problem, moments=None, outer=None), ranks[:1])[0]
         aware = _POINT.factors(problem, ranks[:1])[0]
         tried = [self._after(problem, one, ranks) for one in (plain[0], start, aware)]
         return min(tried, key=lambda factors: problem.error(self.dense(whole, factors)))
@@ -84,7 +84,7 @@ class Tucker(Form):
         cross = torch.einsum("odq,dqer->ore", self._by_tap(whole, problem.weight), half).flatten(1)
         window = nearest_decoder(torch.zeros_like(cross), cross, gram).reshape(-1, rank, *whole.kernel.size)
         inner = replace(whole, kernel=replace(whole.kernel, weight=window.to("meta")))
-        rest = Problem(inner, window, problem.solver, gram[None], problem.rows, problem.seed)
+        rest = Problem(inner, window, problem.solver, gram[None], problem.outer, problem.seed)
         return [first, *_WINDOW.factors(rest, ranks[1:])]
 
     @staticmethod

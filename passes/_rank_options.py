@@ -63,9 +63,9 @@ class Problems:
     """The problems of layers, one after the other: numbers of one layer, or of a few, are in memory at a time."""
 
     def __init__(
-        self, model: Model, calib: Sequence[Sequence[Tensor]], solver: Solver, rows: Mapping[str, Tensor], seed: int
+        self, model: Model, calib: Sequence[Sequence[Tensor]], solver: Solver, outer: Mapping[str, Tensor], seed: int
     ) -> None:
-        self.model, self.calib, self.solver, self.rows, self.seed = model, calib, solver, rows, seed
+        self.model, self.calib, self.solver, self.outer, self.seed = model, calib, solver, outer, seed
 
     def of(self, layers: Sequence[Whole]) -> Iterator[Problem]:
         """In any order.
@@ -89,7 +89,7 @@ class Problems:
                 why="an element of it is NaN or infinite",
                 todo="train the model again, or leave the layer out (`leave`)",
             )
-        return Problem(whole, weight, self.solver, moments, self.rows.get(whole.node.name), self.seed)
+        return Problem(whole, weight, self.solver, moments, self.outer.get(whole.node.name), self.seed)
 
 
 def options_of(

@@ -15,7 +15,7 @@ from graphopt.passes._factor_refit import refit_last
 from graphopt.passes._low_rank_plan import ALLOCATIONS, Allocation, Asked, choose
 from graphopt.passes._output_error import OutputError
 from graphopt.passes._rank_choice import Chosen
-from graphopt.passes._rank_influence import fisher_rows
+from graphopt.passes._rank_fisher import fisher
 from graphopt.passes._rank_options import FORMS, Option, Problems, substitute
 from graphopt.rewriter import Node, Rewriter
 from graphopt.target import Target
@@ -109,8 +109,8 @@ class LowRank(Pass):
         asked = self._asked(rw)
         original = rw.model.clone(share_tensors=True)
         layers = self._layers(rw, original)
-        rows = fisher_rows(original, rw.calib, layers, self.seed) if asked.solver == "fisher" else {}
-        problems = Problems(original, rw.calib, asked.solver, rows, self.seed)
+        outer = fisher(original, rw.calib, layers, self.seed) if asked.solver == "fisher" else {}
+        problems = Problems(original, rw.calib, asked.solver, outer, self.seed)
         rw.findings |= {"budget": {asked.budget: asked.value}, "solver": asked.solver, "allocation": asked.allocation}
         chosen = choose(rw, asked, problems, layers)
         taken = [whole for whole in layers if chosen[whole.node.name].form is not None]
