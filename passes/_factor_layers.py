@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -67,6 +67,10 @@ class Whole:
         source: Node = argument(self.node, self.reads)
         return source
 
+    def is_in(self, names: Iterable[str]) -> bool:
+        """Whether one of the names is its own, or that of a module that it is in."""
+        return any(self.name == name or self.name.startswith(f"{name}.") for name in names)
+
     def onto(self, rw: Rewriter) -> Whole:
         """The same layer in a copy of the model."""
         named = {node.name: node for node in rw.graph.nodes}
@@ -102,14 +106,15 @@ def factor_base(weight: str) -> str:
     return f"{path}.{own}" if path else own
 
 
-def find_layers(rw: Rewriter) -> Iterator[tuple[Node, Whole | str]]:
-    """Every call of a layer in order, as one that could be factorised or with the reason why not."""
+def find_layers(rw: Rewriter, *, factors: bool = False) -> Iterator[tuple[Node, Whole | str]]:
+    """Every call of a layer in order, as one that could be factorised or with the reason why not; with `factors` those
+    as well that are parts of a factorisation already."""
     for node in list(rw.find()):
         if not isinstance(rw.value(node), FakeTensor):
             continue
         found = read_whole(rw, node)
         if isinstance(found, Whole):
-            found = _why_fixed(rw, found) or _why_factor(rw, found) or found
+            found = _why_fixed(rw, found) or (None if factors else _why_factor(rw, found)) or found
         if found is not None:
             yield node, found
 

@@ -169,17 +169,16 @@ class LowRank(Pass):
     def _layers(self, rw: Rewriter, original: Any) -> list[Whole]:
         """Those of the original that may be factorised; the others are noted with their reasons."""
         found = list(find_layers(Rewriter(original)))
-        names = {whole.name for _, whole in found if isinstance(whole, Whole)}
+        known = [whole for _, whole in found if isinstance(whole, Whole)]
         for name in (*self.only, *self.leave):
-            if not any(_is_in(one, name) for one in names):
-                raise UsageError(f"no layer that could be factorised is called '{name}'", todo=nearest(name, names))
+            if not any(whole.is_in([name]) for whole in known):
+                todo = nearest(name, {whole.name for whole in known})
+                raise UsageError(f"no layer that could be factorised is called '{name}'", todo=todo)
         layers = []
         for node, whole in found:
             if isinstance(whole, str):
                 rw.skip(node, whole)
-            elif (not self.only or any(_is_in(whole.name, name) for name in self.only)) and not any(
-                _is_in(whole.name, name) for name in self.leave
-            ):
+            elif (not self.only or whole.is_in(self.only)) and not whole.is_in(self.leave):
                 layers.append(whole)
         return layers
 
@@ -190,10 +189,6 @@ def _check_value(budget: str, value: float) -> None:
             raise UsageError(f"rank is {value:g}, it has to be a whole number from 1 on, or a part between 0 and 1")
     elif not 0 < value < 1:
         raise UsageError(f"{budget} is {value:g}, it has to be between 0 and 1")
-
-
-def _is_in(path: str, name: str) -> bool:
-    return path == name or path.startswith(f"{name}.")
 
 
 def _put_in(rw: Rewriter, problems: Problems, taken: list[Whole], chosen: Chosen) -> dict[Node, Node]:
