@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from graphopt.ops import Kind, lookup
 from graphopt.passes._kernel import Kernel
 from graphopt.passes._linearise import Region, is_activation, region, start, windows
 from graphopt.passes._merged_layer import Price, common_path, emit
+from graphopt.passes._merged_norm import norm_to_keep, normed
 from graphopt.rewriter import Node, Rewriter
 
 __all__ = ["Candidate", "Replacement", "Table"]
@@ -145,8 +146,17 @@ class Replacement:
         assert isinstance(part, Region)
         return part
 
-    def replace(self, part: Region, kernel: Kernel) -> None:
+    def replace(self, part: Region, kernel: Kernel, xs: Sequence[Tensor] = ()) -> None:
+        """Write the kernel in the place of a region.
+
+        Args:
+            xs: what it gets on calibration data; with them, it has a batch norm where the region had one.
+        """
         path = common_path(part.steps, "merged")
-        made = emit(self.rw, kernel, part.source, part.steps, path, before=part.target)
+        norm = norm_to_keep(part.nodes) if xs else None
+        written = kernel if norm is None else replace(kernel, bias=None)
+        made = emit(self.rw, written, part.source, part.steps, path, before=part.target)
+        if norm is not None:
+            made = normed(self.rw, made, kernel, xs, norm, before=part.target)
         self._renamed[part.target.name] = made.name
         self.rw.replace(part.target, made, f"one layer for {len(part.steps)}, fitted to what they make")

@@ -77,7 +77,7 @@ class Plan:
                 break
             if reached > wanted and classes_of(chosen) == classes_of(without_gaps(self.coupling, self._narrowest())):
                 break
-            aim *= wanted / reached * (0.995 if reached > wanted else 1.0)
+            aim *= wanted * (1 + self.budget.enough) / 2 / reached  # the middle of what is good enough
         if best is None:
             raise self._unreachable(smallest / self.budget.before)
         self.achieved = best[0] / self.budget.before
@@ -103,7 +103,9 @@ class Plan:
 
     def _counts(self, size: int, part: float) -> list[int]:
         """How many units to remove: none, and then in even steps up to a part of them."""
-        step = self.step if size >= 2 * self.step else 1
+        step = self.step
+        while step > 1 and size < 2 * step:
+            step //= 2
         most = min(size - 1, int(part * size))
         kept = {_multiple(size * (1 - i / _LADDER), step) for i in range(1, _LADDER)} | {_multiple(size - most, step)}
         return [0, *sorted({size - width for width in kept if 0 < size - width <= most})]

@@ -51,7 +51,8 @@ class MergeLayers(Pass):
     When it applies:
         To models in evaluation mode, on images [n, channels, *sizes] with one or two axes: chains of convolutions,
         residual blocks with and without projections, inverted residuals, and blocks with norms, gates or pooling in
-        them. A batch norm behind the last layer of a stretch stays, for training. Left alone, each with the reason:
+        them. A batch norm behind the last layer of a stretch stays, and where others were left out the convolution gets
+        one that changes nothing, for training; `exact` folds them. Left alone, each with the reason:
         unknown operators, random numbers, layers whose one convolution would not be cheaper. Weights that are shared
         are read and stay for their other users.
         Options: `macs` or `latency`, the part of it to keep at the sizes of the example; for a latency the `target` and
@@ -193,7 +194,7 @@ class _Planner:
             if enough * part <= reached <= part or (reached > part and chosen == self._cheapest()):
                 break
             over, under = (min(over, aim), under) if reached > part else (over, max(under, aim))
-            aim *= part / reached
+            aim *= part * (1 + enough) / 2 / reached  # the middle of what is good enough
             if not under < aim < over:
                 aim = (under + over) / 2
         if best is None:
@@ -241,7 +242,7 @@ def _merge(rw: Rewriter, original: Model, chosen: list[Candidate], seed: int) ->
         why = why_not_finite(kernel, ys[0].dtype)
         if why is not None:
             raise UsageError(f"'{part.target.name}' cannot be merged", why=why)
-        replacement.replace(part, kernel)
+        replacement.replace(part, kernel, xs)
     rw.model.touch()
     rw.findings["output error"] = OutputError(original, rw.calib).of(rw.model)
 

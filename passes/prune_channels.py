@@ -49,7 +49,8 @@ class PruneChannels(Pass):
         `importance`, the measure (`taylor` with calibration data and `magnitude` without, by default); `only` and
         `leave`, names of groups; `most`, the largest part of a group that may go, and `limits`, that of single groups
         as NAME:PART; `step`, of which the widths that stay are multiples (for a latency as many as a vector holds, else
-        1); `branches`, whether whole operands of sums may go as well (residual blocks, attention); `refit`; `seed`.
+        1; half of that, a quarter, .. in groups of less than two); `branches`, whether whole operands of sums may go as
+        well (residual blocks, attention); `refit`; `seed`.
 
     Safety:
         Lossy. Proven on the spot: the cut model computes what the original does when nobody reads the removed

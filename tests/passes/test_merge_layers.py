@@ -257,6 +257,58 @@ def test_candidates_can_be_trained_before_they_are_judged() -> None:
     assert [row["loss"] for row in report.findings["merged"]] != [row["loss"] for row in other.findings["merged"]]
 
 
+# Batch norms
+
+
+class Normed(nn.Sequential):
+    """Convolutions with batch norms, wide in the middle, that are added to what goes past them."""
+
+    def __init__(self, *last: nn.Module) -> None:
+        super().__init__(
+            conv(8, 48, 1, bias=False), nn.BatchNorm2d(48, eps=1e-3, momentum=0.3), nn.ReLU(),
+            conv(48, 8, 3, bias=False), *last,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = super().forward(x)
+        return x + made
+
+
+@pytest.mark.parametrize("norms", [0, 1])
+def test_a_merged_layer_has_a_norm_where_layers_had_some(norms: int) -> None:
+    net = nn.Sequential(Normed(nn.BatchNorm2d(8)) if norms else chain(), nn.ReLU(), conv(8 if norms else 4, 4, 1))
+    model, calib = captured(net, 8, 12, 12), images(8, 12, 12)
+    small, report = merge(model, "merge-layers{macs=0.7}", calib)
+    found = [node for node in small.graph.nodes if node.target is torch.ops.aten.batch_norm.default]
+    assert len(found) == norms and len(report.findings["merged"]) == 1
+    folded, (_, *_) = go.run(small, "exact")
+    assert not any(node.target is torch.ops.aten.batch_norm.default for node in folded.graph.nodes)
+    assert relative_error(folded(*calib[0]), small(*calib[0])) < 1e-5
+    rw = Rewriter(small)
+    for node, x in zip(found, _inputs_of(small, found, calib), strict=True):
+        mean, variance = (small.params[str(rw.argument(node, f"running_{name}").target)] for name in ("mean", "var"))
+        assert torch.allclose(mean, x.mean((0, 2, 3)), atol=1e-5)
+        assert torch.allclose(variance, x.var((0, 2, 3), correction=0), rtol=1e-4)
+        assert not rw.argument(node, "training")
+
+
+def _inputs_of(model: go.Model, nodes: list[Any], calib: Batches) -> list[Tensor]:
+    """What some calls get on all calibration data."""
+    names = [node.args[0].name for node in nodes]
+    values = _merge_losses.values_at(model, calib, set(names))
+    return [torch.cat(values[name]) for name in names]
+
+
+def test_no_norm_is_added_where_one_follows() -> None:
+    """The stretch ends before the second batch norm, which stays."""
+    net = nn.Sequential(
+        conv(8, 48, 1), nn.BatchNorm2d(48), nn.ReLU(), conv(48, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 4)
+    )
+    model = captured(net, 8, 12, 12)
+    small, _ = merge(model, "merge-layers{macs=0.7}", images(8, 12, 12))
+    assert operators(small).count("batch_norm") == 1
+
+
 # Latency
 
 

@@ -141,6 +141,12 @@ def test_single_groups_have_limits_of_their_own() -> None:
         go.run(chain(), "prune-channels{macs=0.5,limits=a:0;stem:0}")
 
 
+def test_narrow_groups_have_smaller_steps() -> None:
+    """Of 8 units steps of 16 are steps of 4."""
+    _, (report,) = go.run(chain(), "prune-channels{macs=0.5,step=16}")
+    assert [(row["group"], row["units"], row["left"]) for row in report.findings["groups"]] == [("stem", 8, 4)]
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Time that is a number of multiply-accumulates, with a fifth that no width changes: what was asked of it."""
