@@ -31,17 +31,19 @@ def tables(results: Mapping[str, Any]) -> str:
             lines += [row for method, found in methods.items() for row in _row(asked, method, found)]
         lines += [""]
     where = results["machine"]
-    elsewhere = "".join(f" On {device}: {', '.join(nets)}." for device, nets in _devices(results).items())
-    return "\n".join([*lines, f"{where['processor']}, {where['cores']} cores.{elsewhere}"])
+    notes = [f"{where['processor']}, {where['cores']} cores."]
+    notes += [f"With a GPU, {device}: {', '.join(nets)}." for device, nets in _named(results, "device").items()]
+    notes += [f"Latencies on {name}: {', '.join(nets)}." for name, nets in _named(results, "processor").items()]
+    return "\n".join([*lines, " ".join(notes)])
 
 
-def _devices(results: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Which nets were measured on a GPU."""
+def _named(results: Mapping[str, Any], what: str) -> dict[str, list[str]]:
+    """The nets of which some rows name a device, or a processor."""
     found: dict[str, list[str]] = {}
     for net, parts in results["nets"].items():
         rows = [row for methods in parts.values() for one in methods.values() for row in one["seeds"]]
-        for device in sorted({row.get("device", "") for row in rows} - {""}):
-            found.setdefault(device, []).append(net)
+        for name in sorted({row.get(what, "") for row in rows} - {""}):
+            found.setdefault(name, []).append(net)
     return found
 
 
