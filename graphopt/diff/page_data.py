@@ -103,15 +103,12 @@ class PageData:
 
     def _tensor(self, diff: GraphDiff, tensor: TensorDiff) -> dict[str, Any]:
         x, y = diff.a.model.params[tensor.name_a], diff.b.model.params[tensor.name_b]
-        if tensor.relation == "equal":
-            y = x
-        found = self._histogram(x, y)
         return {
             "a": tensor.name_a,
             "b": tensor.name_b,
             "relation": tensor.relation,
             "text": tensor_text(tensor),
-            "histogram": found and [found.low, found.high, found.a, found.b if y is not x else None],
+            "histogram": self._histogram(x, None if tensor.relation == "equal" else y),
         }
 
     def _alone(self, diff: GraphDiff) -> Iterator[dict[str, Any]]:
@@ -120,17 +117,19 @@ class PageData:
             known = {getattr(tensor, f"name_{name}") for tensor in diff.tensors}
             for item in side.view.items:
                 if item.kind == "tensor" and item.tensor not in known:
-                    tensor = side.model.params[item.tensor]
-                    found = self._histogram(tensor, tensor)
-                    counts = found and [found.low, found.high, found.a, None]
+                    counts = self._histogram(side.model.params[item.tensor], None)
                     yield {name: item.tensor, "relation": "alone", "text": "", "histogram": counts}
 
-    def _histogram(self, x: torch.Tensor, y: torch.Tensor) -> Histogram | None:
-        key = tuple((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (x, y))
+    def _histogram(self, x: torch.Tensor, y: torch.Tensor | None) -> list[Any] | None:
+        """Both ends of the range and the counts of one or two tensors, remembered."""
+        # One is counted beside a number of its own, which leaves the range as it is.
+        sides = x, x.detach().reshape(-1)[:1] if y is None else y
+        key = tuple((side.data_ptr(), side.dtype, side.shape, side.stride()) for side in sides)
         if key not in self._counted:
-            self._counted[key] = histogram(x, y)
-            self._kept += (x, y)  # so that no other tensor comes to stand at this address
-        return self._counted[key]
+            self._counted[key] = histogram(*sides)
+            self._kept += sides  # so that no other tensor comes to stand at this address
+        found = self._counted[key]
+        return None if found is None else [found.low, found.high, found.a, None if y is None else found.b]
 
 
 def _node(item: Item, macs: int | str | None) -> dict[str, Any]:

@@ -33,9 +33,9 @@ const SHOWN = { ArrowUp: "↑", ArrowDown: "↓", ArrowLeft: "←", ArrowRight: 
 export function listen(actions) {
   const actionOf = new Map(KEYS.flatMap(([keys, , action]) => keys.map((key) => [key, action])));
   document.addEventListener("keydown", (event) => {
-    const field = event.target.closest?.("input, select, dialog, button, summary");
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (field && !(event.key.length === 1 && event.key !== " " && field.matches("button, summary"))) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, dialog")) return;
+    const presses = event.key === "Enter" || event.key === " ";
+    if (presses && event.target.closest?.("button, summary")) return;
     const action = actionOf.get(event.key);
     if (!action) return;
     event.preventDefault();

@@ -73,6 +73,7 @@ class Page {
       this.camera.x += (before.x + before.width / 2 - after.x - after.width / 2) * this.camera.scale;
       this.camera.y += (before.y - after.y) * this.camera.scale;
     }
+    this.markFound();
     this.drawing.show(this.comparison, graph, layout);
     this.say(this.comparison.summary);
     document.documentElement.dataset.drawn = String(turn);
@@ -153,7 +154,7 @@ class Page {
     const list = part("list");
     const text = part("search").value;
     this.found = search(this.comparison, text);
-    this.drawing.found = new Set(this.found.map((row) => row.id));
+    this.markFound();
     this.drawing.paint();
     this.match = -1;
     if (text.trim()) {
@@ -165,6 +166,11 @@ class Page {
       markLine(list, "entry", number);
       if (row) this.goTo(this.comparison.rows[row.place]);
     });
+  }
+
+  /** Mark what was found, or the closed module that it lies in. */
+  markFound() {
+    this.drawing.found = new Set(this.found.map((row) => standIn(row, this.open).id));
   }
 
   async showMatch(number) {
