@@ -40,6 +40,10 @@ class Folded(Form):
     parts: int = 1
     matrix: bool = False
 
+    @property
+    def is_direct(self) -> bool:
+        return self.first is None and self.parts == 1
+
     def why_not(self, whole: Whole) -> str | None:
         taps = whole.kernel.size
         if whole.embedding:

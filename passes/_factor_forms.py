@@ -25,7 +25,12 @@ Ranks: TypeAlias = tuple[int, ...]
 
 
 class Form(ABC):
-    """A way to write a layer as several. `name` is the one that users choose it by, `solvers` those that it has."""
+    """A way to write a layer as several.
+
+    Attributes:
+        name: the one that users choose it by.
+        solvers: those that it has.
+    """
 
     name: str
     solvers: ClassVar[Sequence[Solver]] = SOLVERS
@@ -54,6 +59,11 @@ class Form(ABC):
     def write(self, writer: Writer, whole: Whole, factors: Sequence[Tensor]) -> Node:
         """Their calls; the layer's bias is added by the last one."""
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether the errors of all ranks follow from one decomposition."""
+        return False
+
     def errors(self, problem: Problem, wanted: Sequence[Ranks]) -> list[float]:
         """The error that each of some ranks has."""
         return [problem.error(self.dense(problem.whole, self.factors(problem, ranks))) for ranks in wanted]
@@ -77,6 +87,10 @@ class Rows(Form):
         entries, features = whole.kernel.weight.shape
         new = whole.kernel.weight.new_empty
         return [new(entries, ranks[0]), new(features, ranks[0])]
+
+    @property
+    def is_direct(self) -> bool:
+        return True
 
     def factors(self, problem: Problem, ranks: Ranks) -> list[Tensor]:
         u = self._basis(problem)[:, : ranks[0]]

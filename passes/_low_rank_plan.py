@@ -27,9 +27,9 @@ __all__ = ["ALLOCATIONS", "Allocation", "Asked", "choose"]
 Allocation: TypeAlias = Literal["solve", "minimax", "alds"]
 ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
 
-_COUNTED, _MEASURED, _FINEST = 16, 6, 4096
-"""How many ranks of a form are looked at: under a budget that is counted, and one that is measured, and where the
-smallest rank is wanted that is enough."""
+_COUNTED, _MEASURED, _FINEST = 12, 6, 4096
+"""How many ranks of a form are looked at: under a budget that is counted, under one that is measured, and where the
+errors of all are known at once and the smallest is wanted that is enough."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,14 @@ def _ranking(look: Rewriter, asked: Asked, price: Price) -> Ranking:
         return lambda whole, form: [_ranks_at(form.full(whole), asked.value)]
     measured = isinstance(price, Seconds)
     counted = Macs(look) if measured else price
-    count = _MEASURED if measured else _FINEST if asked.budget == "energy" else _COUNTED
-    return lambda whole, form: cheaper(counted, whole, form, asked.step, count)
+
+    def ranks(whole: Whole, form: Form) -> list[Ranks]:
+        count = _MEASURED if measured else 4 * _COUNTED if form.is_direct else _COUNTED
+        if asked.budget == "energy":
+            count = _FINEST if form.is_direct else 4 * _COUNTED
+        return cheaper(counted, whole, form, asked.step, count)
+
+    return ranks
 
 
 def _ranks_at(full: Ranks, rank: float) -> Ranks:
