@@ -11,8 +11,9 @@ __all__ = ["Machine"]
 _FEWEST_LANES = 4
 """Every CPU worth naming has vectors of 128 bits; targets may not say so."""
 
-_REGISTERS = {"aarch64": 32, "armv7": 16, "riscv64": 8}
-"""Vector registers; x86-64 has 32 with AVX-512 and 16 without. Those of RISC-V are 32 scalars, four to a vector."""
+_REGISTERS = {"aarch64": 30, "armv7": 16, "riscv64": 8}
+"""Vector registers for tiles. AArch64 has 32, two of which its loads of repeated numbers take (with all of them
+in tiles, twice as many are spilled); x86-64 has 32 with AVX-512, else 16. RISC-V's are 32 scalars, four to a vector."""
 
 _USUAL_L1, _USUAL_L2 = 32 << 10, 512 << 10
 
