@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from graphopt.errors import UsageError
 from graphopt.files import write_whole
 from graphopt.tools.console import say, working
 from graphopt.tools.sources import check_output
@@ -16,10 +17,13 @@ def check_page_output(path: Path) -> None:
     """Refuse a page that could not be written, before any work is done for it.
 
     Raises:
-        UsageError: for a place that is a folder or does not exist, or where the layout library was not fetched.
+        UsageError: for a name that is none of a page, and so might be a model's, for a place that is a folder or does not
+            exist, or where the layout library was not fetched.
     """
     from graphopt.diff.html import check_page
 
+    if path.suffix not in (".html", ".htm"):
+        raise UsageError(f"'{path}' is no name of a page", todo="give one that ends in .html")
     check_output(path, ours=None)
     check_page()
 

@@ -224,7 +224,12 @@ def test_the_command_writes_a_page_beside_what_it_says(tmp_path: Path) -> None:
 def test_places_that_no_page_can_be_written_to(tmp_path: Path) -> None:
     captured("branches").save(tmp_path / "a.gopt")
     files = (tmp_path / "a.gopt", tmp_path / "missing.gopt")
-    refused(graphopt("diff", *files, "--html", tmp_path), 2, "is a folder")
+    (tmp_path / "folder.html").mkdir()
+    refused(graphopt("diff", *files, "--html", tmp_path / "folder.html"), 2, "is a folder")
+    before = files[0].read_bytes()
+    refused(graphopt("diff", *files, "--html", files[0]), 2, "ends in .html")
+    refused(graphopt("opt", files[0], "-o", tmp_path / "b.gopt", "--html", files[0]), 2, "ends in .html")
+    assert files[0].read_bytes() == before and not (tmp_path / "b.gopt").exists()
     refused(graphopt("diff", *files, "--html", tmp_path / "no" / "page.html"), 2, "there is no folder")
     refused(graphopt("diff", *files, "--html", tmp_path / "page.html"), 2, "there is no file")
     assert not (tmp_path / "page.html").exists()

@@ -142,6 +142,11 @@ def test_a_search_finds_nodes_by_name_operator_module_and_weight(page: Page, pag
         page.press("Escape")
         page.wait("document.querySelector('#list h2').textContent === '1 difference'")
     assert drawn(page, ".found") == 0
+    redrawn(page, lambda: page.press("f"))
+    page.press("/")
+    page.type("blocks.3")
+    page.wait("document.querySelectorAll('.folded.found').length === 2")  # the closed module, in both panels
+    assert page.value("document.querySelector('.folded.found .operator').textContent") == "blocks"
 
 
 def test_modules_are_folded_and_unfolded(page: Page, pages: Path) -> None:
