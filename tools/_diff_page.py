@@ -17,8 +17,8 @@ def check_page_output(path: Path) -> None:
     """Refuse a page that could not be written, before any work is done for it.
 
     Raises:
-        UsageError: for a name that is none of a page, and so might be a model's, for a place that is a folder or does not
-            exist, or where the layout library was not fetched.
+        UsageError: for a name that is none of a page, and so might be a model's, for a place that is a folder or does
+            not exist, or where the layout library was not fetched.
     """
     from graphopt.diff.html import check_page
 
