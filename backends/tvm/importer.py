@@ -20,6 +20,7 @@ from tvm import ir, relax, sym
 
 from graphopt.backend import Unsupported
 from graphopt.backends.tvm import layout
+from graphopt.backends.tvm.borrowed import Borrowed
 from graphopt.backends.tvm.decompose import decomposed, holds_tensor
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.registry import (
@@ -72,7 +73,7 @@ class _Importer:
         self.values: dict[fx.Node, Any] = {}
         self.plain: dict[tuple[fx.Node, int], Any] = {}
         self.stored: dict[fx.Node, Any] = {}
-        self.copies: dict[Any, Any] = {}
+        self.borrowed = Borrowed()
         self.unsupported: list[Unsupported] = []
         self.analyzer = sym.Analyzer()
 
@@ -89,7 +90,7 @@ class _Importer:
                         self._node(node)
                 result = self.builder.emit_output(relax.Tuple(self._outputs()))
             self.builder.emit_func_output(result)
-        return Imported(self.builder.get(), self.unsupported)
+        return Imported(self.borrowed.returned(self.builder.get()), self.unsupported)
 
     def _input(self, node: fx.Node) -> Any:
         """The variable of an input that is a tensor. The signature checks the others, which are constants."""
@@ -211,18 +212,10 @@ class _Importer:
     def _tensors(self, node: fx.Node) -> Any:
         """The Relax value of a node; a stored tensor becomes a constant when it is first asked for."""
         if node not in self.values:
-            stored = self.stored[node]
-            self.values[node] = (
-                tuple(self._constant(t) for t in stored) if isinstance(stored, tuple | list) else self._constant(stored)
-            )
+            stored, constant = self.stored[node], self.borrowed.constant
+            several = isinstance(stored, tuple | list)
+            self.values[node] = tuple(map(constant, stored)) if several else constant(stored)
         return self.values[node]
-
-    def _constant(self, tensor: torch.Tensor) -> Any:
-        """A constant that holds a copy of the tensor; tied tensors share one."""
-        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else None
-        if key is None or key not in self.copies:
-            self.copies[key] = relax.const(_copy(tensor), dtype_name(tensor.dtype))
-        return self.copies[key]
 
     def _computed(self, node: fx.Node) -> Any:
         """What torch computes for a node of stored tensors."""
@@ -320,10 +313,3 @@ def _is_static(meta: torch.Tensor) -> bool:
 
 def _operator_name(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_function" else node.op
-
-
-def _copy(tensor: torch.Tensor) -> Any:
-    """A copy of a torch tensor in TVM's memory (so that later training does not change a compiled model)."""
-    from tvm import runtime
-
-    return runtime.from_dlpack(tensor.detach().to("cpu", copy=True).contiguous())
