@@ -43,7 +43,8 @@ function ofGroup(comparison, group) {
   ]));
   for (const kind of kindsOf(rows)) {
     const number = new Set(rows.flatMap((row) => row.entries).filter((entry) => entry.kind === kind)).size;
-    if (number) parts.push(html("p", "entry", markPicture(kind), `${counted(number, "difference")}: ${meaning(kind)}`));
+    const text = `${counted(number, "difference")}: ${meaning(kind)}`;
+    if (number) parts.push(html("p", "entry", markPicture(kind), text));
   }
   parts.push(html("p", "quiet", "Enter, or a double click, folds and unfolds it."));
   return parts;
@@ -54,9 +55,10 @@ function ofRow(comparison, chosen, choose) {
   const parts = [html("h2", "", nameOf(row))];
   for (const entry of row.entries) {
     const passes = entry.passes.length ? html("span", "quiet", ` by ${entry.passes.join(", ")}`) : null;
-    const channels = entry.channels.length ? html("span", "quiet", ` channels ${entry.channels.join(", ")} of ${entry.of}`)
-      : null;
-    parts.push(html("p", "entry", markPicture(entry.kind), html("span", "", `${entry.kind}: ${entry.title}`, passes, channels)));
+    const channels = `channels ${entry.channels.join(", ")} of ${entry.of}`;
+    const rest = entry.channels.length ? html("span", "quiet", ` ${channels}`) : null;
+    const text = html("span", "", `${entry.kind}: ${entry.title}`, passes, rest);
+    parts.push(html("p", "entry", markPicture(entry.kind), text));
   }
   parts.push(...changesOf(row));
   parts.push(table(facts(row)));
@@ -76,7 +78,8 @@ function together(row) {
 function changesOf(row) {
   const parts = [];
   if (row.changes.length) {
-    const items = row.changes.map(([, text, derived]) => html("li", derived ? "quiet" : "", text, derived ? " (follows)" : ""));
+    const items = row.changes.map(([, text, derived]) =>
+      html("li", derived ? "quiet" : "", text, derived ? " (follows)" : ""));
     parts.push(html("h3", "", "What changed"), html("ul", "", items));
   }
   if (row.error) {
@@ -92,7 +95,8 @@ function sidesOf(row) {
 }
 
 function heads(row) {
-  return ["", ...sidesOf(row).map(([side]) => (row.nodeA && row.nodeB ? side.toUpperCase() : `only in ${side.toUpperCase()}`))];
+  const only = row.nodeA && row.nodeB ? "" : "only in ";
+  return ["", ...sidesOf(row).map(([side]) => only + side.toUpperCase())];
 }
 
 function facts(row) {
@@ -101,7 +105,8 @@ function facts(row) {
   for (const [name, label] of Object.entries(labels)) {
     const values = sidesOf(row).map(([, field]) => row[field][name]);
     if (values.every((value) => value === undefined)) continue;
-    rows.push([label, ...values.map((value) => (value === undefined ? "—" : name === "macs" ? quantity(value) : value))]);
+    const text = (value) => (value === undefined ? "—" : name === "macs" ? quantity(value) : value);
+    rows.push([label, ...values.map(text)]);
   }
   return rows;
 }
@@ -129,7 +134,8 @@ function neighbours(comparison, row, choose) {
 }
 
 function sameOperands(comparison, row) {
-  const read = (side, field) => (row[field]?.operands ?? []).map(([, index]) => comparison.rowOf[side].get(index)?.place).join();
+  const read = (side, field) =>
+    (row[field]?.operands ?? []).map(([, index]) => comparison.rowOf[side].get(index)?.place).join();
   return row.nodeA && row.nodeB && read("a", "nodeA") === read("b", "nodeB");
 }
 

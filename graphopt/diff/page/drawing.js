@@ -161,8 +161,8 @@ function nodeShape(item, place, side, far) {
   const { x, y, width, height } = place;
   const group = Boolean(thing.rows);
   const state = kinds[0] ?? (derived ? "derived" : "same");
-  const made = svg("g", { class: `node ${state} ${group ? "folded" : (side === "a" ? thing.nodeA : thing.nodeB).kind ?? ""}`,
-    "data-id": thing.id });
+  const sort = group ? "folded" : (side === "a" ? thing.nodeA : thing.nodeB).kind ?? "";
+  const made = svg("g", { class: `node ${state} ${sort}`, "data-id": thing.id });
   if (group) made.append(svg("rect", { class: "behind", x: x + 4, y: y + 4, width, height, rx: 6 }));
   made.append(svg("rect", { x, y, width, height, rx: group ? 6 : 4 }));
   if (far) return made;

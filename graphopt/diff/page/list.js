@@ -21,7 +21,8 @@ export function showDifferences(panel, comparison, step, choose) {
     const shown = entries.slice(0, left);
     left -= shown.length;
     parts.push(...shown.map(([entry, number]) => difference(entry, number, choose)));
-    if (shown.length < entries.length) parts.push(html("p", "quiet", `${entries.length - shown.length} more; use n and p`));
+    const more = entries.length - shown.length;
+    if (more) parts.push(html("p", "quiet", `${more} more; use n and p`));
   }
   panel.replaceChildren(...parts, ...journal(comparison, step, choose));
 }

@@ -11,6 +11,11 @@ export function printable(text) {
   });
 }
 
+/** The element of the page with this id. */
+export function part(id) {
+  return document.getElementById(id);
+}
+
 /** An element of HTML with a class and children; strings among them become text. */
 export function html(tag, className = "", ...children) {
   const made = document.createElement(tag);
