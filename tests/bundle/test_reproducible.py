@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from graphopt.backends.tvm.bundle import toolchain
 from graphopt.manifest import digests_of, read_manifest
 from tests.bundle.cross import words_for
 
@@ -50,3 +54,14 @@ def test_what_the_manifest_tells(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "bundle" / "manifest.json").read_text()) == manifest
     done = subprocess.run(["sha256sum", "-c", "manifest.sha256"], cwd=tmp_path / "bundle", capture_output=True)
     assert done.returncode == 0
+
+
+def test_the_sources_in_a_bundle_make_its_program(tmp_path: Path) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    toolchain.lay_out(tmp_path / "src", toolchain.sources())
+    for command in (["cmake", "-S", "src", "-B", "build"], ["cmake", "--build", "build"]):
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run([tmp_path / "build" / "graphopt_run", "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "graphopt_run: 'nowhere' is not a bundle, or was altered: manifest.json is missing or empty\n"
