@@ -122,7 +122,7 @@ def test_wheel_holds_every_module(tmp_path: Path) -> None:
         for name, path in modules().items()
     }
     assert expected <= names, expected - names
-    data = {"py.typed", "targets.json", "cpus.json", "backends/tvm/threads.ll"}
+    data = {"py.typed", "targets.json", "cpus.json", "backends/tvm/threads.ll", "backends/tvm/bundle/native/graphopt.h"}
     data |= {f"diff/page/{name}" for name in ("index.html", "style.css", "main.js", "vendor/elk-worker.min.js")}
     assert {f"graphopt/{name}" for name in data} <= names
     assert not {name.split("/")[0] for name in names if not name.startswith("graphopt")}
