@@ -185,7 +185,7 @@ def test_broken_pipelines(model_file: Path, folder: Path) -> None:
 
 def test_unknown_targets_backends_and_systems(model_file: Path, folder: Path) -> None:
     build = ("build", model_file, "-p", PASSES, "-o", folder / "bundle")
-    refused(graphopt(*build, "--target", "cortex-a7"), 2, "there is no target 'cortex-a7'", "cortex-a72")
+    refused(graphopt(*build, "--target", "cortex-a71"), 2, "there is no target 'cortex-a71'", "cortex-a72")
     refused(graphopt(*build, "--target", "none.json"), 2, "none.json")
     refused(graphopt(*build, "--backend", "tmv"), 2, "there is no backend 'tmv'", "tvm")
     refused(graphopt("run", model_file, "--backend", "x", "-o", folder / "y.npz"), 2, "there is no backend 'x'")
