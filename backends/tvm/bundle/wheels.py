@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -96,16 +97,19 @@ def fetch(arch: str) -> None:
         return
     if arch not in _PLATFORMS:
         raise _no_wheels(arch, missing)
-    command = [sys.executable, "-m", *_pip(arch, missing)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise UsageError("pip did not finish", why=f"it ran for {_SECONDS} s") from error
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise UsageError(
-            f"pip cannot download {' and '.join(missing)} for {arch}", why=why, todo=_by_hand(arch, missing)
-        )
+    cache().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache()) as folder:
+        command = [sys.executable, "-m", *_pip(arch, missing, Path(folder))]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise UsageError("pip did not finish", why=f"it ran for {_SECONDS} s") from error
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+            what = f"pip cannot download {' and '.join(missing)} for {arch}"
+            raise UsageError(what, why=why, todo=_by_hand(arch, missing))
+        for wheel in Path(folder).glob("*.whl"):
+            wheel.replace(cache() / wheel.name)  # whole at once: other processes may look for it
 
 
 def _installed(name: str) -> Path:
@@ -151,15 +155,15 @@ def _content(wheel: Path | None, place: str, arch: str) -> bytes:
     return content
 
 
-def _pip(arch: str, packages: list[str]) -> list[str]:
+def _pip(arch: str, packages: list[str], folder: Path) -> list[str]:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     command = ["pip", "download", "--no-deps", "--only-binary=:all:", "--platform", _PLATFORMS[arch]]
-    command += ["--python-version", python, "--dest", str(cache())]
+    command += ["--python-version", python, "--dest", str(folder)]
     return command + [f"{package}=={version(package)}" for package in packages]
 
 
 def _by_hand(arch: str, packages: list[str]) -> str:
-    command = " ".join(_pip(arch, packages))
+    command = " ".join(_pip(arch, packages, cache()))
     return f"run `{command}`, build with --fetch-runtime, or give the files with --runtime-wheel or {VARIABLE}"
 
 
