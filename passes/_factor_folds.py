@@ -202,8 +202,8 @@ class _Fold:
         covered = u.transpose(-1, -2) @ self.scaled
         read = covered if self.inner is None else covered @ self.inner
         gains = (covered * read).sum(-1).sum((0, 1))
-        rest = self.scaled - u @ covered
-        left = float((rest * (rest if self.inner is None else rest @ self.inner)).sum())
+        complete = len(gains) == min(self.matrix.shape[-2:])
+        left = 0.0 if complete else max(self.problem.energy - float(gains.sum()), 0.0)
         beyond = gains.flip(0).cumsum(0).flip(0).tolist()
         return [left + (beyond[rank] if rank < len(beyond) else 0.0) for rank in wanted]
 

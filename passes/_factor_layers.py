@@ -91,7 +91,8 @@ class Whole:
         stored = rw.tensor(self.weight)
         assert stored is not None
         wide = stored.double()
-        return (wide.T if self.across else wide) * self.alpha
+        wide = wide.T if self.across else wide
+        return wide if self.alpha == 1 else wide * self.alpha
 
     def stored(self, dense: Tensor) -> Tensor:
         """A dense weight in the layout of the stored one: the inverse of `dense`."""

@@ -85,7 +85,7 @@ class Problem:
         if self.roots is not None:
             rows = self.roots[0] @ rows
         if self.moments is None:
-            return float((rows * rows).sum())
+            return float(torch.linalg.vector_norm(rows)) ** 2
         read = rows * self.moments if whole.embedding else rows @ self.moments
         return float((read * rows).sum())
 
