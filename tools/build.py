@@ -131,7 +131,7 @@ def _try(artifact: Artifact, model: Model, *, check: bool, measure: bool) -> Non
 def _shown(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {item}" for name, item in value.items())
-    return "not here" if value is None else size_text(value)
+    return "not taken" if value is None else size_text(value)
 
 
 def _tell(reports: list[Report]) -> None:
