@@ -190,10 +190,19 @@ def _map_weights(path: Path, rows: list[tuple[str, tuple[int, ...], int]]) -> li
     if not path.stat().st_size:
         return [ffi().from_dlpack(np.empty(shape, dtype)) for dtype, shape, _ in rows]
     data = np.memmap(path, np.uint8, mode="c")
-    weights = []
+    weights, end = [], 0
     for dtype, shape, offset in rows:
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if offset + count > data.size:
             raise LoadError(f"'{path}' is too short", why=f"a weight ends at {offset + count} of {data.size} bytes")
+        if end and offset != end + -end % _ALIGNMENT:
+            raise _out_of_order(path)
+        end = offset + count
         weights.append(ffi().from_dlpack(data[offset : offset + count].view(dtype).reshape(shape)))
+    if rows and end != data.size:
+        raise _out_of_order(path)
     return weights
+
+
+def _out_of_order(path: Path) -> LoadError:
+    return LoadError(f"the manifest beside '{path}' is damaged", why="weights do not lie one after the other")

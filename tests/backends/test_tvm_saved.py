@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,11 @@ def _flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _two_weights_at_one_place(manifest: dict[str, Any]) -> None:
+    first, *_, last = manifest["weights"]
+    last["offset"] = first["offset"]
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "is not a saved artifact"),
     "half a manifest": (lambda f: (f / "manifest.json").write_text('{"backend": "tv'), "is not a saved artifact"),
@@ -139,6 +145,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "newer format": (lambda f: _edited(f, lambda m: m.update(schema=99)), "has format 99"),
     "no signature": (lambda f: _edited(f, lambda m: m.pop("signature")), "is damaged"),
     "absurd threads": (lambda f: _edited(f, lambda m: m.update(threads=10**6)), "is damaged"),
+    "weights elsewhere": (lambda f: _edited(f, _two_weights_at_one_place), "is damaged"),
+    "weights that are cut": (lambda f: _edited(f, lambda m: m["weights"].pop()), "is damaged"),
     "weights beyond the file": (lambda f: _edited(f, lambda m: m["weights"][-1].update(offset=10**9)), "is too short"),
 }
 

@@ -122,7 +122,8 @@ class Bundle {
     const Json& signature = manifest_.at("signature", Json::object);
     for (auto side : {std::make_pair("inputs", &inputs_), std::make_pair("outputs", &outputs_)})
       for (const Json& row : signature.at(side.first, Json::list).items)
-        if (row.find("dtype"))  // the others are constants, which are part of the code
+        if (!row.find("name")) refuse("has a damaged manifest: a value of the signature has no name");
+        else if (row.find("dtype"))  // the others are constants, which are part of the code
           side.second->push_back({row.at("name", Json::text).string, row.at("dtype", Json::text).string,
                                   row.at("dims", Json::list).items});
   }
@@ -166,16 +167,22 @@ class Bundle {
     std::shared_ptr<void> pages(start, [size](void* at) {
       if (at) munmap(at, size);
     });
-    for (const Json& row : rows) weights_.push_back(weight(row, static_cast<char*>(start), size, pages));
+    size_t end = 0;
+    for (const Json& row : rows) weights_.push_back(weight(row, static_cast<char*>(start), size, pages, end));
+    if (!rows.empty() && end != size) refuse("has a damaged manifest: weights do not lie one after the other");
   }
 
-  Handle weight(const Json& row, char* start, size_t size, const std::shared_ptr<void>& pages) const {
+  // `end` is where the weight before ends, 0 for the first, and then where this one does.
+  Handle weight(const Json& row, char* start, size_t size, const std::shared_ptr<void>& pages, size_t& end) const {
     Array like;
     like.dtype = row.at("dtype", Json::text).string;
     for (const Json& dim : row.at("shape", Json::list).items) like.shape.push_back(dim.number);
     int64_t offset = row.at("offset", Json::integer).number;
     if (offset < 0 || offset % alignment || static_cast<size_t>(offset) > size || like.bytes() > size - offset)
       refuse("has a damaged manifest: a weight lies beyond its file");
+    if (end && static_cast<size_t>(offset) != (end + alignment - 1) / alignment * alignment)
+      refuse("has a damaged manifest: weights do not lie one after the other");
+    end = static_cast<size_t>(offset) + like.bytes();
     return tensor(like.dtype, like.shape, start + offset, pages);
   }
 
