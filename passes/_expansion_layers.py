@@ -20,25 +20,34 @@ __all__ = ["add_behind", "why_not"]
 
 aten = torch.ops.aten
 
+_CASTS = ("aten.to.dtype", "aten._to_copy.default", "aten.to.dtype_layout")
+
 
 def why_not(rw: Rewriter, block: Block) -> str | None:
     """Why a copy of a block with zeros at its end would not be the identity; None if it would be."""
-    source = block.branches[0].entry
+    source: Node | None = None
     for branch in block.branches:
         kept = rw.argument(branch.add, "self" if branch.operand else "other")
         if kept is not branch.entry:
             return f"'{branch.name}' is not added to the value that it starts from"
-        if branch.entry is not source:
-            return f"something stands between its branches, '{source.name}' and '{branch.entry.name}'"
+        if source is not None and _before_casts(branch.entry) is not source:
+            return f"something stands between its branches: '{branch.entry.name}'"
         if _end(rw, branch) is None:
             return f"'{branch.name}' does not end with a layer, or a norm, whose weights could be zero"
         source = branch.add
     return None
 
 
+def _before_casts(node: Node) -> Node:
+    """The value that is cast to the dtype which it has, as RMS norms do with float32."""
+    while str(node.target) in _CASTS and node.meta["val"].dtype == node.all_input_nodes[0].meta["val"].dtype:
+        node = node.all_input_nodes[0]
+    return node
+
+
 def _end(rw: Rewriter, branch: Branch) -> tuple[Node, ...] | None:
     """The stored tensors of the last layer of a branch: zeros in all of them make it zero. None if there is none."""
-    node, added = rw.argument(branch.add, "other" if branch.operand else "self"), []
+    node, added = rw.argument(branch.add, "other" if branch.operand else "self"), list[Node]()
     while node in branch.nodes and node.op == "call_function":
         info = lookup(node.target)
         axes, name = (info.axes if info is not None else None), str(node.target).split(".")[1]
@@ -83,14 +92,17 @@ class _Copier:
         self.rw, self.block, self.draw, self.before = rw, block, draw, source.next
         self.old, self.name = block.name.partition("#")[0], _free_name(rw, block)
         self.zeros = {id(self._tensor(one)) for branch in block.branches for one in _end(rw, branch) or ()}
-        self.twins = {block.branches[0].entry: source}
+        self.source, self.twins = source, dict[Node, Node]()
         self._made: dict[int, Node] = {}
 
     def run(self) -> Node:
+        value = self.source
         for branch in self.block.branches:
+            self.twins[branch.entry] = value
             for node in (*(one for one in branch.nodes if one.op == "call_function"), branch.add):
                 self.twins[node] = self.call(node)
-        return self.twins[self.block.branches[-1].add]
+            value = self.twins[branch.add]
+        return value
 
     def call(self, node: Node) -> Node:
         args, kwargs = pytree.tree_map(self._twin, (tuple(node.args), dict(node.kwargs)))
@@ -123,9 +135,10 @@ class _Copier:
         made = self.rw.add_tensor(self._renamed(name), values, kind=kind, like=node)
         made.meta["path"] = self._renamed(module_path(node))
         self._tensor(made).requires_grad_(tensor.requires_grad)
-        for table in (self.rw.params.masks, self.rw.params.precision):
-            if name in table:
-                table[str(made.target)] = table[name]
+        if mask is not None:
+            self.rw.params.masks[str(made.target)] = mask
+        if name in self.rw.params.precision:
+            self.rw.params.precision[str(made.target)] = self.rw.params.precision[name]
         return made
 
     def _tensor(self, node: Node) -> torch.Tensor:

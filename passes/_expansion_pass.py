@@ -12,12 +12,15 @@ from graphopt.check import Oracle
 from graphopt.errors import UsageError
 from graphopt.passes._expansion import Draw, Growth, Init, expand, fresh
 from graphopt.passes._expansion_rules import silence, why_inexact
-from graphopt.passes._expansion_sites import Part, Site, chosen, sites
+from graphopt.passes._expansion_sites import Part, Site, attention_calls, chosen, sites
 from graphopt.printer import module_path
 from graphopt.rewriter import Rewriter
 from graphopt.transform import Contract, Pass
 
 __all__ = ["Widening", "amount", "widen"]
+
+
+_PLURAL = {"heads": "heads", "head-size": "features of values", "attention": "features of queries and keys"}
 
 
 def amount(by: int | None, to: int | None) -> None:
@@ -77,7 +80,10 @@ def widen(
     original = rw.model.clone(share_tensors=True).eval()
     coupling, rows = couple(rw.model), []
     _report_pinned(rw, coupling)
-    for name in chosen(list(sites(coupling, part)), only, leave):
+    found = list(sites(coupling, part))
+    for node in attention_calls(coupling) if not found and part in ("heads", "head-size", "attention") else ():
+        rw.skip(node, f"its {_PLURAL[part]} stay: they are one only, or tied to others that stay")
+    for name in chosen(found, only, leave):
         if rw.exhausted:
             break
         site = sites(coupling, part)[name]

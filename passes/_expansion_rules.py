@@ -130,12 +130,17 @@ def silence(growth: Growth) -> Silence:
         Conflict: when keys cannot be told from queries, or pass something that does not leave zeros alone.
     """
     found: Silence = {}
+    params = growth.coupling.model.params
     for node, query, key in meetings(growth):
+        of_queries = _makers(growth, query)
+        taken = {id(params[str(one.target)]) for maker in of_queries for one, _ in _stored_by(growth, maker)}
         for maker, atoms in _makers(growth, key).items():
             mine = torch.ones(len(atoms), dtype=torch.bool)
-            if maker in _makers(growth, query):
+            if maker in of_queries:
                 mine = _told_apart(growth, node, atoms, query, key)
             for tensor, axis in _stored_by(growth, maker):
+                if maker not in of_queries and id(params[str(tensor.target)]) in taken:
+                    raise Conflict(f"'{tensor.target}' makes queries as well as keys", where=f"'{node.name}'")
                 found[str(tensor.target), axis] = found.get((str(tensor.target), axis), torch.zeros_like(mine)) | mine
     return found
 
@@ -185,7 +190,8 @@ def _told_apart(growth: Growth, node: Node, atoms: Tensor, query: Node, key: Nod
 
     def of(operand: Node) -> Tensor:
         labels = coupling.trace.of(operand)
-        return torch.masked_select(labels, growth.places(labels).expand(labels.shape)).unique()
+        found: Tensor = torch.masked_select(labels, growth.places(labels).expand(labels.shape)).unique()
+        return found
 
     queries, keys = torch.isin(atoms, of(query)), torch.isin(atoms, of(key))
     either = torch.isin(coupling.of(atoms), coupling.of(of(key))) & growth.places(atoms)

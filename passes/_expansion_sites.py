@@ -17,7 +17,7 @@ from graphopt.ops import Normalized, Reduced, argument, lookup, operands
 from graphopt.passes._expansion_rules import ATTENTION, terms_of
 from graphopt.rewriter import Node
 
-__all__ = ["Part", "Site", "chosen", "sites"]
+__all__ = ["Part", "Site", "attention_calls", "chosen", "sites"]
 
 Part: TypeAlias = Literal["mlp", "heads", "head-size", "attention", "hidden"]
 
@@ -64,12 +64,16 @@ def _whole(group: Group) -> Site:
     return Site(group.name, tuple(c for unit in units for c in unit), len(units), each=len(units))
 
 
+def attention_calls(coupling: Coupling) -> list[Node]:
+    """Attention as one operator, and products of two computed tensors."""
+    calls = [node for node in coupling.model.graph.nodes if node.op == "call_function"]
+    return [node for node in calls if str(node.target) == ATTENTION or terms_of(coupling.trace, node) is not None]
+
+
 def _attended(coupling: Coupling) -> Iterator[tuple[Part, list[set[int]], int]]:
     """Axes of queries and values: what is along them, the classes at every position, and how many there are."""
     trace = coupling.trace
-    for node in coupling.model.graph.nodes:
-        if node.op != "call_function":
-            continue
+    for node in attention_calls(coupling):
         axes: list[tuple[Part, Node, int]] = []
         if str(node.target) == ATTENTION:
             query, value = argument(node, "query"), argument(node, "value")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from graphopt.check import Oracle
 from graphopt.errors import UsageError
+from graphopt.ops import is_pure
 from graphopt.passes._blocks import Block, find_blocks, named, outermost
 from graphopt.passes._expansion import Draw, Init
 from graphopt.passes._expansion_layers import add_behind, why_not
@@ -85,6 +88,9 @@ class ExpandLayers(Pass):
     def _blocks(self, rw: Rewriter) -> list[Block]:
         """Those behind which layers come."""
         fit = []
+        for node in rw.find() if rw.model.mode == "train" else ():
+            if isinstance(rw.value(node), torch.Tensor) and not is_pure(node):
+                rw.skip(node, "it draws random numbers or updates statistics: what it is in is no block")
         for block in named(outermost(find_blocks(rw, "layer")), self.only, ()):
             why = why_not(rw, block)
             if why is None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["NETS", "Gpt", "Llama", "Vit", "images", "tokens"]
+__all__ = ["NETS", "Gpt", "GptLayer", "Llama", "Vit", "images", "tokens"]
 
 
 class Gpt(nn.Module):
