@@ -27,9 +27,10 @@ class ExpandHeads(Widening):
     When it applies:
         To attention of two heads or more, as one operator or written out, with a layer each for queries, keys and
         values or one for all. Where several heads of queries share their keys, as many come with every head of keys,
-        and `by` and `to` count those of keys. Refused with the reason: statistics over the axis (such as a norm of
-        queries and keys over heads), dropout in training mode, weights that make positions in one place and read them
-        in another, what an unknown operator touches.
+        and `by` and `to` count those of keys; one head of keys that all heads of queries share stays, and they with it.
+        Refused with the reason: statistics over the axis (such as a norm of queries and keys over heads), dropout in
+        training mode, weights that make positions in one place and read them in another, what an unknown operator
+        touches.
         Options: `by`, how many are added to each group, or `to`, how many there are then (fewer: nothing is done);
         `only` and `leave`, names of groups or of modules that they are in; `init`, `normal` or `copy`, the last again;
         `seed`.
