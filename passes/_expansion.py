@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphopt.analysis.coupling import Coupling
+from graphopt.analysis.coupling import Coupling, couple
 from graphopt.analysis.labels import Labels, compact, varies
 from graphopt.analysis.removal import Conflict, Kept, Removal
 from graphopt.params import ParamKind
@@ -125,11 +125,20 @@ def expand(rw: Rewriter, growth: Growth, silence: Silence, draw: Draw, why: str)
         Conflict: when it cannot be done; nothing is edited then.
     """
     plans = _plans(rw, growth, silence)
+    for (name, axis), unheard in _unheard(growth).items():
+        plan = plans[_known(rw, plans, name)]
+        plan.zero[axis] = unheard | plan.zero.get(axis, torch.zeros_like(unheard))
     before = {name: rw.params[name].detach() for name in plans}
     cut(rw, growth, why)
     for name, plan in plans.items():
-        rw.set_tensor(plan.node, _values(rw, plan, before[name], draw), why)
+        if plan.drawn or plan.zero:
+            rw.set_tensor(plan.node, _values(rw, plan, before[name], draw), why)
     rw.model.touch()
+
+
+def _known(rw: Rewriter, plans: dict[str, _Axes], name: str) -> str:
+    """The name under which there is a plan for a tensor."""
+    return next(alias for alias in plans if alias in rw.params.aliases(name))
 
 
 def _plans(rw: Rewriter, growth: Growth, silence: Silence) -> dict[str, _Axes]:
@@ -145,15 +154,46 @@ def _plans(rw: Rewriter, growth: Growth, silence: Silence) -> dict[str, _Axes]:
                 where=f"'{node.name}'",
             )
         plan = plans.setdefault(name, _Axes(node))
-        copies = fresh(positions)
+        if role == "out" and rw.params.kind(name) is ParamKind.PARAMETER:
+            plan.drawn[axis] = fresh(positions)
         quiet = silence.get((str(node.target), axis))
-        if role == "in":
-            plan.zero[axis] = copies
-        elif role == "out" and rw.params.kind(name) is ParamKind.PARAMETER:
-            plan.drawn[axis] = copies
         if quiet is not None:
-            plan.zero[axis] = copies & (quiet[positions] | plan.zero.get(axis, torch.zeros_like(copies)))
-    return {name: plan for name, plan in plans.items() if plan.drawn or plan.zero}
+            plan.zero[axis] = fresh(positions) & quiet[positions]
+    return plans
+
+
+def _unheard(growth: Growth) -> dict[tuple[str, int], Tensor]:
+    """By names of stored tensors and axes that are read: which positions are new, bool of the size to come.
+
+    Which these are depends on the way from the layer that makes them: a copy behind its original is in front of it
+    after a flip. So a copy of the model grows, and its own labels tell.
+
+    Raises:
+        Conflict: when some weight would not find all originals and all copies.
+    """
+    model = growth.coupling.model
+    copy = model.clone(share_tensors=True)
+    cut(Rewriter(copy), Growth(growth.coupling.onto(copy), growth.classes, growth.times), "")
+    copy.touch()
+    after = couple(copy)
+    named = {node.name: labels for node, labels in after.trace.origins.items()}
+    new: set[int] = set()
+    for node, labels in growth.coupling.trace.origins.items():
+        positions = growth.kept(labels.reshape(-1), node)[0]
+        if positions is not None:
+            new.update(after.of(named[node.name].reshape(-1))[fresh(positions)].tolist())
+    found: dict[tuple[str, int], Tensor] = {}
+    for slot in after.trace.slots:
+        unheard = torch.isin(after.of(slot.labels), torch.tensor(sorted(new)))
+        if slot.role == "in" and bool(unheard.any()):
+            name = str(slot.tensor.target)
+            if min(new) < 1 or int((~unheard).sum()) != model.params[name].shape[slot.axis]:
+                raise Conflict("copies mix with originals on the way there", where=f"'{slot.user.name}'")
+            found[name, slot.axis] = unheard
+    for node, axis, _, role in _grown(growth):
+        if role == "in" and (str(node.target), axis) not in found:
+            raise Conflict(f"copies do not arrive at '{node.target}'", where=f"'{node.name}'")
+    return found
 
 
 def _grown(growth: Growth) -> Iterator[tuple[Node, int, Tensor, str]]:

@@ -86,11 +86,13 @@ def widen(
     for name in chosen(found, only, leave):
         if rw.exhausted:
             break
-        site = sites(coupling, part)[name]
+        site, edits = sites(coupling, part)[name], len(rw.edits)
         try:
             rows.append(_expanded(rw, coupling, site, times(site), draw, copied=part == "hidden"))
             coupling = couple(rw.model)
         except Conflict as conflict:
+            if len(rw.edits) > edits:
+                raise
             where = f" at {conflict.where}" if conflict.where else ""
             rw.skip(coupling.group(name).members[0].slot.user, f"'{name}' stays: {conflict.what}{where}")
     rw.findings["groups"] = rows

@@ -41,7 +41,7 @@ class ExpandAttention(Widening):
         twice, `by` adds twice; `to` does nothing the second time.
 
     Cost:
-        A walk over the graph for each group, two runs of the model.
+        Three walks over the graph for each group, two runs of the model.
 
     Source:
         Gesmundo & Maile, Composable Function-preserving Expansions for Transformer Architectures, 2023, section 3.4.

@@ -37,7 +37,7 @@ class ExpandHeadSize(Widening):
         twice, `by` adds twice; `to` does nothing the second time.
 
     Cost:
-        A walk over the graph for each group, two runs of the model.
+        Three walks over the graph for each group, two runs of the model.
 
     Source:
         Gesmundo & Maile, Composable Function-preserving Expansions for Transformer Architectures, 2023, section 3.3.

@@ -42,8 +42,8 @@ class ExpandHidden(Pass):
         report names as new gives the model back as it was.
 
     Cost:
-        A walk over the graph for each group, two runs of the model. What reads and makes the stream becomes as many
-        times as large.
+        Three walks over the graph for each group, two runs of the model. What reads and makes the stream becomes as
+        many times as large.
 
     Source:
         Gesmundo & Maile, Composable Function-preserving Expansions for Transformer Architectures, 2023, section 3.5,

@@ -39,7 +39,8 @@ class ExpandLayers(Pass):
         moves comes behind it. Refused with the reason: projections beside a branch, norms behind a sum, dropout or
         batch norms in training mode, masks that are given to attention from outside.
         Options: `only`, names of blocks or of modules that they are in, behind each of which layers come (else behind
-        the last block); `by`, how many; `init`, `normal` or `copy` for the weights that are not zero; `seed`.
+        the last block), and `leave`, behind which none do; `by`, how many; `init`, `normal` or `copy` for the weights
+        that are not zero; `seed`.
 
     Safety:
         Exact: zeros are added. Proven on the spot by a run of both models. Run twice, it adds twice.
@@ -69,6 +70,7 @@ class ExpandLayers(Pass):
 
     by: int = 1
     only: tuple[str, ...] = ()
+    leave: tuple[str, ...] = ()
     init: Init = "normal"
     seed: int = 0
 
@@ -91,7 +93,7 @@ class ExpandLayers(Pass):
         for node in rw.find() if rw.model.mode == "train" else ():
             if isinstance(rw.value(node), torch.Tensor) and not is_pure(node):
                 rw.skip(node, "it draws random numbers or updates statistics: what it is in is no block")
-        for block in named(outermost(find_blocks(rw, "layer")), self.only, ()):
+        for block in named(outermost(find_blocks(rw, "layer")), self.only, self.leave):
             why = why_not(rw, block)
             if why is None:
                 fit.append(block)

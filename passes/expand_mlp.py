@@ -29,8 +29,8 @@ class ExpandMlp(Widening):
         To hidden axes whose positions are followed from the layers that make them to those that read them (see
         `graphopt groups`), linear ones and convolutions, that are neither attention nor the stream to which residual
         branches are added. Refused: statistics or functions over the whole axis (a norm or a softmax over it), dropout
-        and batch norms in training mode, grouped convolutions, weights that make positions in one place and read them
-        in another, outputs and what an unknown operator touches.
+        and batch norms in training mode, grouped convolutions, permutations that would mix what is new with the rest,
+        weights that make positions in one place and read them in another, outputs and what an unknown operator touches.
         Options: `by`, how many units are added, or `to`, how many there are then (fewer: nothing is done); `only` and
         `leave`, names of groups or of modules that they are in; `init`, `normal` or `copy`, the last unit again;
         `seed`.
@@ -41,7 +41,7 @@ class ExpandMlp(Widening):
         Run twice, `by` adds twice; `to` does nothing the second time.
 
     Cost:
-        A walk over the graph for each group, two runs of the model. The model is slower by what is added.
+        Three walks over the graph for each group, two runs of the model. The model is slower by what is added.
 
     Source:
         Gesmundo & Maile, Composable Function-preserving Expansions for Transformer Architectures, 2023, section 3.1;

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import graphopt as go
 from graphopt.errors import GraphoptError
 from tests.compare import relative_error
+from tests.coupling import nets
 from tests.passes.apply import Net, gradients, reasons
 from tests.passes.expand_nets import NETS, Gpt, Llama, Vit, tokens
 
@@ -144,6 +145,7 @@ def test_the_scale_of_scores_stays() -> None:
     assert [node.kwargs.get("scale") for node in wide.graph.nodes if node.target is op] == [6**-0.5] * 2
 
 
+@torch.no_grad()
 def test_names_seed_and_init() -> None:
     _, _, model = built("gpt")
     one, (report,) = go.run(model, "expand-mlp{by=2,leave=layers.1}")
@@ -212,6 +214,41 @@ def test_any_widths_and_heads(data: st.DataObject) -> None:
     same(net, wide, args, 1e-12)
 
 
+MIXED = (
+    "flip stack shuffle pixel_shuffle repeat_interleave bias_table grouped_queries_flag c2f unet experts gated rotary"
+)
+
+
+@pytest.mark.parametrize("name", MIXED.split())
+def test_whatever_lies_between_layers(name: str) -> None:
+    net, args, _ = nets.build(name)
+    model = go.capture(net, args)
+    for text in WIDE.values():
+        wide, (report,) = go.run(model, text)
+        assert report.changed or report.misses
+        assert relative_error(wide(*args), net(*args)) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["plain", "flip"])
+def test_copies_are_found_again_behind_a_permutation(name: str) -> None:
+    net, args, _ = nets.build(name)
+    model = go.capture(net, args)
+    wide, (report,) = go.run(model, "expand-mlp{by=3}")
+    assert report.findings["groups"][0]["new"] == {"first": [8, 9, 10]}
+    zero = {"plain": [8, 9, 10], "flip": [0, 1, 2]}[name]
+    read = wide.params["last.weight"].flatten(1).abs().amax(0)
+    assert (read == 0).nonzero().flatten().tolist() == zero
+    back = cut_back(wide, report)
+    assert all(torch.equal(back.params[key], model.params[key]) for key in shapes(model))
+
+
+@pytest.mark.parametrize("name", ["roll", "permuted"])
+def test_copies_that_would_mix(name: str) -> None:
+    net, args, _ = nets.build(name)
+    for init in ("normal", "copy"):
+        assert "copies mix with originals" in refused(go.capture(net, args), f"expand-mlp{{by=3,init={init}}}")
+
+
 # Refusals
 
 
@@ -243,6 +280,40 @@ def test_dropout_is_refused_in_training_mode_only() -> None:
     assert "draws random numbers" in refused(sequence(*layers, mode="train"), "expand-mlp{by=1}")
     assert go.run(sequence(*layers), "expand-mlp{by=1}")[1][0].changed
     assert go.run(sequence(*layers[::2], mode="train"), "expand-mlp{by=1}")[1][0].changed
+
+
+def test_batch_norms_are_refused_in_training_mode_only() -> None:
+    layers = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)
+    assert "updates statistics" in refused(sequence(*layers, mode="train"), "expand-mlp{by=1}")
+    wide, (report,) = go.run(sequence(*layers), "expand-mlp{by=1}")
+    assert report.changed and len(wide.params["1.running_var"]) == 9
+
+
+def test_an_operator_that_is_not_known() -> None:
+    net = Net(
+        lambda net, x: net.last(torch.special.bessel_j0(net.first(x))), first=nn.Linear(6, 8), last=nn.Linear(8, 2)
+    )
+    assert "is an operator that is not known" in refused(go.capture(net, (torch.randn(4, 6),)), "expand-mlp{by=1}")
+
+
+def test_masked_weights_stay_zero() -> None:
+    model = sequence(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 2)).clone()
+    mask = torch.zeros(8, 6, dtype=torch.bool)
+    mask[:, 2] = True
+    with torch.no_grad():
+        model.params["0.weight"][mask] = 0
+    model.params.masks["0.weight"] = mask
+    wide, _ = go.run(model, "expand-mlp{by=2}")
+    assert wide.params.masks["0.weight"].shape == (10, 6) and not wide.params["0.weight"][:, 2].any()
+    assert wide.params["0.weight"][8:, [0, 1, 3, 4, 5]].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision(dtype: torch.dtype) -> None:
+    net, args, model = built("vit", dtype)
+    wide, _ = go.run(model, ",".join(WIDE.values()))
+    assert all(parameter.dtype == dtype for parameter in wide.parameters())
+    same(net, wide, args, 8 * torch.finfo(dtype).eps)
 
 
 def test_a_norm_over_hidden_units_is_none_of_an_mlp_and_multiples_are_exact() -> None:

@@ -82,6 +82,13 @@ def test_in_single_precision_and_twice() -> None:
     same(net, deep, args, 1e-6)
 
 
+def test_where_none_comes() -> None:
+    _, _, model = built("gpt")
+    _, (report,) = go.run(model, "expand-layers{leave=layers.1}")
+    assert report.findings["added"] == [{"behind": "layers.0", "name": "layers.2"}]
+
+
+@torch.no_grad()
 def test_seed_and_init() -> None:
     _, _, model = built("vit")
     texts = ("expand-layers", "expand-layers{seed=0}", "expand-layers{seed=1}", "expand-layers{init=copy}")
