@@ -14,6 +14,7 @@ from graphopt.measure import LatencyTable, Stopwatch
 from graphopt.model import Model
 from graphopt.ops import Kind, lookup
 from graphopt.params import ParamKind
+from graphopt.passes._half_width import saveable
 from graphopt.rewriter import Node
 
 __all__ = ["Budget", "Latency", "Macs", "Memory", "Params"]
@@ -110,8 +111,8 @@ class Memory(Budget):
 
 
 class Latency(Budget):
-    """Seconds of compiled code on a target. The plan goes by what each layer takes alone; what a plan reaches is
-    measured on the whole (see `graphopt.deployed`)."""
+    """Seconds of compiled code on a target. The plan goes by what each layer takes alone, as it is and at half its
+    width, and what a plan reaches is measured on the whole (see `graphopt.deployed`)."""
 
     name = "latency"
     enough = 0.93
@@ -127,7 +128,8 @@ class Latency(Budget):
         if first:
             self.table = LatencyTable(self.watch, model.shapes)
             self._deployed = Deployed(model, self.watch)
-        self.amounts = {node: self.table.seconds(node) for node in model.graph.nodes if _is_layer(node)}
+        layers = [node for node in model.graph.nodes if _is_layer(node)]
+        self.amounts = {node: saveable(self.table, node, self.step) for node in layers}
         self.widths = Widths.of_layers(coupling, self.amounts)
 
     def reached(self, model: Model) -> float:

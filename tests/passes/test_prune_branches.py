@@ -24,6 +24,7 @@ from graphopt.rewriter import Rewriter
 from graphopt.verify import verify
 from tests import zoo
 from tests.compare import relative_error
+from tests.passes.apply import a_second
 
 
 class Block(nn.Module):
@@ -379,7 +380,7 @@ def test_a_latency_is_met_on_what_is_measured(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Stopwatch, "build", build)
     monkeypatch.setattr(Stopwatch, "ratio", lambda watch, one, other, inputs: 0.1 + 0.9 * one / other)
-    monkeypatch.setattr(LatencyTable, "seconds", lambda table, node: 1.0)
+    monkeypatch.setattr(LatencyTable, "seconds", a_second)
     model = capture(Blocks(Block(4), Block(4, last=0.0), Block(4, 8)))
     _, report = pruned(model, "latency=0.6,step=1")
     assert [row["branch"] for row in report.findings["branches"]] == ["blocks.1"]

@@ -22,6 +22,7 @@ from graphopt.solve import BudgetError
 from graphopt.target import Target
 from tests.compare import relative_error
 from tests.coupling import nets
+from tests.passes.apply import a_second
 
 
 def chain() -> go.Model:
@@ -164,7 +165,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(Stopwatch, "build", build)
     monkeypatch.setattr(Stopwatch, "ratio", ratio)
-    monkeypatch.setattr(LatencyTable, "seconds", lambda table, node: 1.0)
+    monkeypatch.setattr(LatencyTable, "seconds", a_second)
     return asked
 
 
