@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from graphopt.passes._expansion_pass import Widening
 from graphopt.passes._expansion_sites import Part
+from graphopt.transform import Contract
 
 __all__ = ["ExpandAttention"]
 
@@ -65,4 +66,5 @@ class ExpandAttention(Widening):
     """
 
     name: ClassVar[str] = "expand-attention"
+    contract: ClassVar[Contract] = Contract.EXACT
     part: ClassVar[Part] = "attention"

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from graphopt.passes._expansion_pass import Widening
 from graphopt.passes._expansion_sites import Part
+from graphopt.transform import Contract
 
 __all__ = ["ExpandHeadSize"]
 
@@ -59,4 +60,5 @@ class ExpandHeadSize(Widening):
     """
 
     name: ClassVar[str] = "expand-head-size"
+    contract: ClassVar[Contract] = Contract.EXACT
     part: ClassVar[Part] = "head-size"

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from graphopt.passes._expansion_pass import Widening
 from graphopt.passes._expansion_sites import Part
+from graphopt.transform import Contract
 
 __all__ = ["ExpandHeads"]
 
@@ -62,4 +63,5 @@ class ExpandHeads(Widening):
     """
 
     name: ClassVar[str] = "expand-heads"
+    contract: ClassVar[Contract] = Contract.EXACT
     part: ClassVar[Part] = "heads"

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from graphopt.passes._expansion_pass import Widening
 from graphopt.passes._expansion_sites import Part
+from graphopt.transform import Contract
 
 __all__ = ["ExpandMlp"]
 
@@ -60,4 +61,5 @@ class ExpandMlp(Widening):
     """
 
     name: ClassVar[str] = "expand-mlp"
+    contract: ClassVar[Contract] = Contract.EXACT
     part: ClassVar[Part] = "mlp"
