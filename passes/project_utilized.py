@@ -20,7 +20,6 @@ from graphopt.transform import Contract, Pass
 
 __all__ = ["ProjectUtilized"]
 
-_RTOL = 1e-2
 _ROUNDS = 8
 _TURNS = 20
 
@@ -67,7 +66,7 @@ class ProjectUtilized(Pass):
     """
 
     name: ClassVar[str] = "project-utilized"
-    contract: ClassVar[Contract] = Contract.CLOSE(_RTOL)
+    contract: ClassVar[Contract] = Contract.CLOSE(1e-2)
 
     tolerance: float = 1e-3
     only: tuple[str, ...] = ()
@@ -90,7 +89,7 @@ class ProjectUtilized(Pass):
         for _ in range(_ROUNDS):
             found = dict(_projected(Problems(original, rw.calib, "activation", {}, 0), layers, tolerance))
             error = _error(original, found, rw.calib, expected)
-            if error <= _RTOL / 2:
+            if error <= (self.contract.rtol or 0.0) / 2:
                 break
             tolerance /= 4
         else:
