@@ -15,72 +15,25 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-import graphopt as go
-from benchmarks.latency_models import build as build_published
 from benchmarks.machine import commit, machine, versions
-from benchmarks.torchvision_ops import define_missing
+from benchmarks.removal_nets import MODELS
 from graphopt.analysis.coupling import Coupling, couple
 from graphopt.analysis.removal import Conflict, Removal
 from graphopt.check import Oracle, relative_error
-from graphopt.model import Model
 from graphopt.rewriter import Rewriter
 from graphopt.sample import sample_inputs
 from graphopt.surgery import cut, masked_outputs
 from graphopt.verify import verify
 
 RESULTS = Path(__file__).parent / "results" / "removals.json"
-RANDOM = (
-    "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "squeezenet1_1",
-    "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "mnasnet0_5", "efficientnet_b0", "regnet_y_400mf",
-    "convnext_tiny", "googlenet", "vit_b_16", "swin_t", "swin_v2_t", "maxvit_t",
-)  # fmt: skip
-PUBLISHED = ("minilm_128", "ppocr_rec_320", "ppocr_det_640", "efficientnet_lite0")
 ROUNDINGS = 8
-
-
-def image_net(name: str) -> Model:
-    """A net of torchvision at 224, with random weights in float64."""
-    define_missing()
-    import torchvision
-
-    options = {"init_weights": False} if name == "googlenet" else {}
-    torch.manual_seed(0)
-    net = torchvision.models.get_model(name, weights=None, **options).double().eval()
-    return go.capture(net, (torch.randn(1, 3, 224, 224, dtype=torch.float64),))
-
-
-def llama() -> Model:
-    """1.2 billion parameters without data: only the groups are looked for."""
-    define_missing()
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        use_cache=False,
-        tie_word_embeddings=True,
-    )
-    with torch.device("meta"):
-        net = LlamaForCausalLM(config).eval()
-    return go.capture(net, (torch.zeros(1, 8, dtype=torch.long, device="meta"),))
-
-
-MODELS: dict[str, Callable[[], Model]] = {
-    **{name: lambda name=name: image_net(name) for name in RANDOM},  # type: ignore[misc]  # binds the name
-    **{name: lambda name=name: build_published(name, 1).capture() for name in PUBLISHED},  # type: ignore[misc]
-    "llama_1b_meta": llama,
-}
 
 
 def removals(coupling: Coupling) -> Iterator[tuple[str, list[int]]]:
