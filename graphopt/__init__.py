@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphopt.model import Model
     from graphopt.passes._sensitivity import sensitivity
     from graphopt.pipeline import Pipeline, run
+    from graphopt.search import search
     from graphopt.surgery import write_back
     from graphopt.target import Target
     from graphopt.transform import Contract, Pass, Report
@@ -37,6 +38,7 @@ _HOMES = {
     "load": "frontends",
     "run": "pipeline",
     "save": "frontends",
+    "search": "search",
     "sensitivity": "passes._sensitivity",
     "write_back": "surgery",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "load",
     "run",
     "save",
+    "search",
     "sensitivity",
     "write_back",
 ]

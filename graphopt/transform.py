@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graphopt.space import Space
+
 if TYPE_CHECKING:
     from graphopt.analysis.cost import Cost
     from graphopt.rewriter import Rewriter
@@ -132,13 +134,15 @@ class Pass(ABC):
     """A rewrite of a model. Subclasses are frozen dataclasses whose fields are the options.
 
     `name` is the kebab-case name in pipelines. `run` edits through the rewriter only, and for every candidate it
-    leaves alone calls `rw.skip(node, reason)`. The docstring has the sections What, Algebra, When it applies, Safety,
-    Cost, Source, Example.
+    leaves alone calls `rw.skip(node, reason)`. `space` is what `graphopt.search` may try of it; a pass without
+    one takes part where it is named. The docstring has the sections What, Algebra, When it applies, Safety, Cost,
+    Source, Example.
     """
 
     name: ClassVar[str]
     contract: ClassVar[Contract] = Contract.EXACT
     requires: ClassVar[tuple[str, ...]] = ()
+    space: ClassVar[Space | None] = None
 
     @abstractmethod
     def run(self, rw: Rewriter) -> None:

@@ -10,14 +10,15 @@ from graphopt.errors import UsageError
 from graphopt.measure import Stopwatch
 from graphopt.names import nearest
 from graphopt.passes._factor_layers import Whole, find_layers
-from graphopt.passes._factor_problem import SOLVERS, Solver
-from graphopt.passes._factor_refit import refit_last
+from graphopt.passes._factor_problem import AWARE, SOLVERS, Solver
+from graphopt.passes._factor_refit import refit
 from graphopt.passes._low_rank_plan import ALLOCATIONS, Allocation, Asked, choose
 from graphopt.passes._output_error import OutputError
 from graphopt.passes._rank_choice import Chosen
 from graphopt.passes._rank_fisher import fisher
-from graphopt.passes._rank_options import FORMS, Option, Problems, substitute
+from graphopt.passes._rank_options import FORMS, Made, Option, Problems, substitute
 from graphopt.rewriter import Node, Rewriter
+from graphopt.space import Choices, Range, Space
 from graphopt.target import Target
 from graphopt.transform import Contract, Pass
 
@@ -88,6 +89,11 @@ class LowRank(Pass):
 
     name: ClassVar[str] = "low-rank"
     contract: ClassVar[Contract] = Contract.LOSSY("output error on calibration data")
+    space: ClassVar[Space | None] = Space(
+        budgets={"macs": Range(0.3, 0.95), "latency": Range(0.3, 0.95), "params": Range(0.3, 0.95)},
+        options={"allocation": Choices.of("solve", "minimax")},
+        place=0.8,
+    )
 
     params: float | None = None
     macs: float | None = None
@@ -96,7 +102,7 @@ class LowRank(Pass):
     rank: float | None = None
     target: str | None = None
     threads: int | None = None
-    forms: tuple[str, ...] = ("linear", "kxk-1x1", "1xk-kx1", "kx1-1xk", "1x1-kxk")
+    forms: tuple[str, ...] = ("linear", "kxk-1x1", "1xk-kx1", "kx1-1xk", "1x1-kxk", "pivoted")
     solver: Solver | None = None
     allocation: Allocation = "solve"
     step: int | None = None
@@ -117,8 +123,8 @@ class LowRank(Pass):
         rw.findings["layers"] = [_row(whole, chosen[whole.node.name]) for whole in taken]
         made = _put_in(rw, problems, taken, chosen)
         if rw.calib and made:
-            if self.refit is not False:
-                refit_last(rw, original, rw.calib, made)
+            if asked.solver in AWARE and self.refit is not False:
+                refit(rw, problems, made)
             else:
                 rw.findings["output error"] = {"factorised": OutputError(original, rw.calib).of(rw.model)}
 
@@ -191,17 +197,18 @@ def _check_value(budget: str, value: float) -> None:
         raise UsageError(f"{budget} is {value:g}, it has to be between 0 and 1")
 
 
-def _put_in(rw: Rewriter, problems: Problems, taken: list[Whole], chosen: Chosen) -> dict[Node, Node]:
-    """Replace layers; by their calls in the original, in order, the last ones of their factors."""
-    made: dict[Node, Node] = {}
+def _put_in(
+    rw: Rewriter, problems: Problems, taken: list[Whole], chosen: Chosen
+) -> dict[Whole, tuple[Option, Made]]:
+    """Replace layers; by those of the original, in order, what was put in their places."""
+    made: dict[Node, tuple[Option, Made]] = {}
     for problem in problems.of(taken):
         option = chosen[problem.whole.node.name]
         assert option.form is not None
-        made[problem.whole.node] = substitute(
-            rw, problem.whole.onto(rw), option.form, option.form.factors(problem, option.ranks)
-        )
+        factors = option.form.factors(problem, option.ranks)
+        made[problem.whole.node] = option, substitute(rw, problem.whole.onto(rw), option, factors)
     rw.model.touch()
-    return {whole.node: made[whole.node] for whole in taken}
+    return {whole: made[whole.node] for whole in taken}
 
 
 def _row(whole: Whole, option: Option) -> dict[str, Any]:

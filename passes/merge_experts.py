@@ -16,6 +16,7 @@ from graphopt.passes._experts import Aligned, average, groups_of
 from graphopt.passes._mixtures import Mixture, Statistics, find_hidden, observe_routing
 from graphopt.passes._output_error import OutputError
 from graphopt.rewriter import Rewriter
+from graphopt.space import Range, Space
 from graphopt.transform import Contract, Pass
 
 __all__ = ["MergeExperts"]
@@ -81,6 +82,7 @@ class MergeExperts(Pass):
 
     name: ClassVar[str] = "merge-experts"
     contract: ClassVar[Contract] = Contract.LOSSY("output error on calibration data")
+    space: ClassVar[Space | None] = Space(budgets={"experts": Range(1, 8, whole=True)}, place=0.3)
 
     experts: int
     importance: Literal["frequency"] = "frequency"

@@ -20,6 +20,7 @@ from graphopt.passes._output_error import OutputError
 from graphopt.passes._regression import fitted
 from graphopt.rewriter import Node, Rewriter
 from graphopt.solve import BudgetError
+from graphopt.space import Choices, Range, Space
 from graphopt.target import Target
 from graphopt.transform import Contract, Pass
 
@@ -89,6 +90,11 @@ class MergeLayers(Pass):
 
     name: ClassVar[str] = "merge-layers"
     contract: ClassVar[Contract] = Contract.LOSSY("output error on calibration data")
+    space: ClassVar[Space | None] = Space(
+        budgets={"macs": Range(0.4, 0.95), "latency": Range(0.4, 0.95)},
+        options={"largest": Choices.of("7", "5", "3")},
+        place=0.4,
+    )
 
     macs: float | None = None
     latency: float | None = None

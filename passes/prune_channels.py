@@ -17,6 +17,7 @@ from graphopt.passes._importance import MEASURES, Measured, measure
 from graphopt.passes._plan import Plan, Width, classes_of
 from graphopt.printer import module_path
 from graphopt.rewriter import Rewriter
+from graphopt.space import Choices, Range, Space
 from graphopt.target import Target
 from graphopt.transform import Contract, Pass
 
@@ -81,6 +82,15 @@ class PruneChannels(Pass):
 
     name: ClassVar[str] = "prune-channels"
     contract: ClassVar[Contract] = Contract.LOSSY("output error on calibration data")
+    space: ClassVar[Space | None] = Space(
+        budgets={"macs": Range(0.2, 0.95), "latency": Range(0.2, 0.95), "params": Range(0.2, 0.95)},
+        options={
+            "importance": Choices.of("taylor", "fisher", "magnitude"),
+            "step": Choices.of("16", "8", "4"),
+            "branches": Choices.of("false", "true"),
+        },
+        place=0.6,
+    )
 
     macs: float | None = None
     params: float | None = None

@@ -15,6 +15,7 @@ from graphopt.passes._goals import COUNTED, Goal, Part, PartOfLatency
 from graphopt.passes._output_error import OutputError
 from graphopt.passes._shortening import Shortening
 from graphopt.rewriter import Rewriter
+from graphopt.space import Choices, Range, Space
 from graphopt.target import Target
 from graphopt.transform import Contract, Pass
 
@@ -77,6 +78,11 @@ class RemoveLayers(Pass):
 
     name: ClassVar[str] = "remove-layers"
     contract: ClassVar[Contract] = Contract.LOSSY("output error on calibration data")
+    space: ClassVar[Space | None] = Space(
+        budgets={"macs": Range(0.3, 0.95), "latency": Range(0.3, 0.95), "params": Range(0.3, 0.95)},
+        options={"unit": Choices.of("layer", "branch")},
+        place=0.2,
+    )
 
     count: int | None = None
     macs: float | None = None

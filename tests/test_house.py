@@ -22,7 +22,7 @@ FOLDERS = {
 # Each room of the core and the rooms it may import; `frontends`, `passes`, `backends` and `tools` come on top.
 LAYERS = [
     {"errors", "names"},
-    {"target", "cpus", "files", "precision", "signature", "tree", "ops", "mapped", "manifest"},
+    {"target", "cpus", "files", "precision", "signature", "space", "tree", "ops", "mapped", "manifest"},
     {"fake"},
     {"params"},
     {"model", "printer"},
@@ -33,7 +33,7 @@ LAYERS = [
     {"match", "instruments", "repro", "surgery", "measure"},
     {"pipeline", "train"},
     {"deployed"},
-    {"diff"},
+    {"diff", "search"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

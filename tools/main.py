@@ -29,6 +29,7 @@ from graphopt.tools.passes import passes
 from graphopt.tools.rank import rank
 from graphopt.tools.repro import repro
 from graphopt.tools.run import run
+from graphopt.tools.search import search
 from graphopt.tools.sensitivity import sensitivity
 from graphopt.tools.targets import targets
 
@@ -77,7 +78,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (opt, build, run, bench, info, groups, sensitivity, rank, passes, explain, repro, targets):
+for _command in (opt, build, run, bench, info, groups, sensitivity, rank, search, passes, explain, repro, targets):
     app.command()(_command)
 app.command(cls=DiffCommand)(diff)
 
