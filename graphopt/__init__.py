@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphopt.backends.tvm.tune.tuning import tune
     from graphopt.diff import GraphDiff, diff
     from graphopt.errors import GraphoptError
     from graphopt.frontends import load, save
@@ -40,6 +41,7 @@ _HOMES = {
     "save": "frontends",
     "search": "search",
     "sensitivity": "passes._sensitivity",
+    "tune": "backends.tvm.tune.tuning",
     "write_back": "surgery",
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "save",
     "search",
     "sensitivity",
+    "tune",
     "write_back",
 ]
 

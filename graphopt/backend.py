@@ -175,6 +175,8 @@ class Backend(ABC):
     name: ClassVar[str]
     exact_float: ClassVar[Literal["option", "always", "never"]] = "never"
     """Whether `compile` takes `exact_float`, computes so in any case, or cannot promise it."""
+    tunes: ClassVar[bool] = False
+    """Whether `compile` takes `tuned`, a database of measured choices."""
 
     @abstractmethod
     def supports(self, model: Model) -> list[Unsupported]:
@@ -257,6 +259,7 @@ def build(
     *,
     threads: int | None = None,
     exact_float: bool = False,
+    tuned: str | os.PathLike[str] | None = None,
 ) -> Artifact:
     """Compile a model: `build(model, target="cpu")(x)`.
 
@@ -265,6 +268,7 @@ def build(
         backend: `tvm`, `onnxruntime`, `reference`, or one that another package brings.
         threads: how many threads the artifact uses; the target's number of cores by default.
         exact_float: use no algorithm that rounds more than the plain one, such as Winograd's convolution.
+        tuned: the database in which `graphopt.tune` keeps what it measured: its best choices are used.
 
     Raises:
         UsageError: for an unknown target or backend, a number of threads that is none (see `check_threads`), or exact
@@ -275,7 +279,14 @@ def build(
     check_threads(where.cores if threads is None else threads)
     compiler = get_backend(backend)
     check_exact(compiler, exact_float)
-    options = {"exact_float": True} if exact_float and compiler.exact_float == "option" else {}
+    options: dict[str, Any] = {"exact_float": True} if exact_float and compiler.exact_float == "option" else {}
+    if tuned is not None:
+        if not compiler.tunes:
+            raise UsageError(
+                f"the backend '{backend}' takes no measured choices",
+                todo="use the backend 'tvm', or leave --tuned (tuned=...) out",
+            )
+        options["tuned"] = tuned
     artifact = compiler().compile(model, where, threads=threads, **options)
     artifact.record["history"] = list(model.history)
     return artifact

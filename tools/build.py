@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from graphopt.errors import UsageError
 from graphopt.tools.console import counted, emit_json, say, show_table, size_text, working
 from graphopt.tools.sources import AsJson, BackendName, PipelineText, Source, Threads, check_output, read_model
 
@@ -49,6 +50,12 @@ def build(
     fetch: Annotated[
         bool, typer.Option("--fetch-runtime", help="Download TVM's runtime for the target with pip, if it is missing.")
     ] = False,
+    tuned: Annotated[
+        Path | None, typer.Option("--tuned", metavar="DIR", help="Use what `graphopt tune --db DIR` measured.")
+    ] = None,
+    tune: Annotated[
+        str | None, typer.Option("--tune", metavar="TIME", help="Measure first, for 90s, 10m or 1h; needs --tuned.")
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Tell to stderr what each pass did and what wrote each kernel.")
     ] = False,
@@ -67,13 +74,16 @@ def build(
         from graphopt.tools.pipelines import apply, parse
 
     steps = parse(pipeline)
+    _check_tuning(backend, tuned, tune)
     _get_parts(backend, machine, wheels or (), fetch=fetch)
     model, reports = apply(read_model(source), steps)
     if verbose:
         _tell(reports)
+    if tune is not None:
+        _tune(model, machine, tune, tuned, threads, exact_float=exact_float)
     start = time.perf_counter()
     with working(f"compiling with {backend} for {target}"):
-        artifact = compiled(model, machine, backend, threads=threads, exact_float=exact_float)
+        artifact = compiled(model, machine, backend, threads=threads, exact_float=exact_float, tuned=tuned)
     if check or measure:
         with working("running what was compiled"):
             _try(artifact, model, check=check, measure=measure)
@@ -90,6 +100,7 @@ def build(
         "exact_float": exact_float,
         "seconds": round(time.perf_counter() - start, 3),
         **{name: artifact.record.get(name) for name in ("check", "latency")},
+        **({"tuned": artifact.record.get("tuned")} if tuned is not None else {}),
         "bytes": sum(file.stat().st_size for file in output.rglob("*") if file.is_file()),
     }
     if as_json:
@@ -98,6 +109,28 @@ def build(
         emit_json(facts)
     else:
         show_table(("", ""), [(name, _shown(value)) for name, value in facts.items()])
+
+
+def _check_tuning(backend: str, tuned: Path | None, tune: str | None) -> None:
+    """Refuse options that do not go together, before anything is read."""
+    from graphopt.backend import get_backend
+    from graphopt.tools.tune import seconds_of
+
+    if tune is not None:
+        seconds_of(tune)
+        if tuned is None:
+            raise UsageError("--tune needs a place for what it measures", todo="name a folder with --tuned DIR")
+    if tuned is not None and not get_backend(backend).tunes:
+        raise UsageError(f"the backend '{backend}' takes no measured choices", todo="leave --tuned out")
+
+
+def _tune(
+    model: Model, machine: Target, time_: str, place: Path | None, threads: int | None, *, exact_float: bool
+) -> None:
+    from graphopt.tools.tune import seconds_of, tuned_model
+
+    assert place is not None  # checked before
+    tuned_model(model, machine, place, seconds_of(time_), threads=threads, exact_float=exact_float)
 
 
 def _get_parts(backend: str, machine: Target, wheels: Sequence[Path], *, fetch: bool) -> None:

@@ -32,6 +32,7 @@ from graphopt.tools.run import run
 from graphopt.tools.search import search
 from graphopt.tools.sensitivity import sensitivity
 from graphopt.tools.targets import targets
+from graphopt.tools.tune import tune
 
 __all__ = ["app", "main"]
 
@@ -78,7 +79,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (opt, build, run, bench, info, groups, sensitivity, rank, search, passes, explain, repro, targets):
+for _command in (
+    opt,
+    build,
+    run,
+    bench,
+    info,
+    groups,
+    sensitivity,
+    rank,
+    search,
+    passes,
+    explain,
+    repro,
+    targets,
+    tune,
+):
     app.command()(_command)
 app.command(cls=DiffCommand)(diff)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from graphopt import cpus
 from graphopt.backend import Artifact, Backend, Unsupported, refuse
 from graphopt.backends.tvm.artifact import TvmArtifact
-from graphopt.errors import UnsupportedError
+from graphopt.errors import UnsupportedError, UsageError
 from graphopt.target import Target, this_machine, why_not_here
 
 if TYPE_CHECKING:
     from graphopt.backends.tvm.importer import Imported
+    from graphopt.backends.tvm.kernels.choices import Tuned
     from graphopt.backends.tvm.kernels.machine import Machine
     from graphopt.model import Model
 
@@ -35,6 +37,7 @@ class TvmBackend(Backend):
 
     name: ClassVar[str] = "tvm"
     exact_float: ClassVar[Literal["option", "always", "never"]] = "option"
+    tunes: ClassVar[bool] = True
 
     def supports(self, model: Model) -> list[Unsupported]:
         from graphopt.backends.tvm.kernels.machine import Machine
@@ -42,9 +45,22 @@ class TvmBackend(Backend):
         return self._imported(model, Machine.of(this_machine(), 1)).unsupported
 
     def compile(
-        self, model: Model, target: Target, *, threads: int | None = None, exact_float: bool = False
+        self,
+        model: Model,
+        target: Target,
+        *,
+        threads: int | None = None,
+        exact_float: bool = False,
+        tuned: Tuned | str | os.PathLike[str] | None = None,
     ) -> Artifact:
+        """As any backend does.
+
+        Args:
+            tuned: measured choices, or the database that `graphopt tune` keeps them in; for CPUs.
+        """
         if target.kind == "cuda":
+            if tuned is not None:
+                raise UsageError("choices are measured for CPUs only", todo="leave --tuned (tuned=...) out")
             return self._for_gpu(model, target, exact_float=exact_float)
         from graphopt.backends.tvm.kernels.machine import Machine
         from graphopt.backends.tvm.runtime import use_threads
@@ -52,6 +68,11 @@ class TvmBackend(Backend):
         compiled_for = tvm_target(target)
         count = threads or target.cores
         machine = Machine.of(target, count, exact=exact_float)
+        record: dict[str, Any] = {}
+        if tuned is not None:
+            from graphopt.backends.tvm.tune.chosen import chosen
+
+            machine, record["tuned"] = chosen(model, target, machine, tuned)
         imported = self._imported(model, machine)
         if imported.unsupported:
             raise refuse(self.name, imported.unsupported)
@@ -60,7 +81,9 @@ class TvmBackend(Backend):
 
         built = build(imported.module, compiled_for, machine)
         module = built.executable.jit() if why_not_here(target) is None else None
-        return TvmArtifact(model.signature, target, count, module, built.weights, built, exact_float=exact_float)
+        made = TvmArtifact(model.signature, target, count, module, built.weights, built, exact_float=exact_float)
+        made.record |= record
+        return made
 
     def _for_gpu(self, model: Model, target: Target, *, exact_float: bool) -> Artifact:
         from graphopt.backends.tvm.cuda.compile import compile_for_gpu, generate

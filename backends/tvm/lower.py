@@ -10,6 +10,7 @@ from tvm import target as tvm_target
 
 from graphopt.backends.tvm.chains import chained
 from graphopt.backends.tvm.kernels import scheduled
+from graphopt.backends.tvm.kernels.choices import task_key
 from graphopt.backends.tvm.kernels.coverage import Coverage
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.pipeline import CPU_CODE
@@ -17,7 +18,7 @@ from graphopt.backends.tvm.repeats import keep_repeats_apart
 from graphopt.backends.tvm.threads import with_threads
 from graphopt.backends.tvm.work import Work, work_of
 
-__all__ = ["Built", "build", "take_weights_out"]
+__all__ = ["Built", "build", "fused", "take_weights_out"]
 
 _SMALLEST_WEIGHT = 64
 """Constants of fewer elements stay in the code; the others become arguments, so that they can be mapped from a file."""
@@ -30,16 +31,31 @@ class Built:
     Attributes:
         coverage: which rule wrote each of its functions.
         work: how much each of its functions computes and moves.
+        tasks: the key of each function, by which measured choices are found.
     """
 
     executable: Any
     weights: list[Any]
     coverage: Coverage
     work: dict[str, Work]
+    tasks: dict[str, str]
 
 
 def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Built:
     """Compile the module that the importer made."""
+    with target, transform.PassContext(opt_level=3, config={"tirx.disable_storage_rewrite": True}):
+        module, weights = fused(module, target, machine)
+        functions = {place.name_hint: f for place, f in module.functions.items() if isinstance(f, tirx.PrimFunc)}
+        work = {name: work_of(function) for name, function in functions.items()}
+        tasks = {name: task_key(function) for name, function in functions.items()}
+        module, coverage = scheduled(module, machine)
+        module = with_threads(_sizes_in_order(_TO_MACHINE(module)), machine.arch)
+        executable = relax.build(module, target, relax_pipeline=None, tir_pipeline=CPU_CODE)
+    return Built(executable, weights, coverage, work, tasks)
+
+
+def fused(module: IRModule, target: tvm_target.Target, machine: Machine) -> tuple[IRModule, list[Any]]:
+    """What the importer made, as functions that kernels are written for, and the weights that `main` takes last."""
     with target, transform.PassContext(opt_level=3, config={"tirx.disable_storage_rewrite": True}):
         module = transform.Sequential(
             [
@@ -60,12 +76,7 @@ def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Buil
         module = relax.transform.DeadCodeElimination()(chained(module, machine))
         module, weights = take_weights_out(module)
         module = relax.transform.RewriteDataflowReshape()(relax.backend.DispatchSortScan()(module))
-        module = relax.transform.DeadCodeElimination()(module)
-        work = {place.name_hint: work_of(f) for place, f in module.functions.items() if isinstance(f, tirx.PrimFunc)}
-        module, coverage = scheduled(module, machine)
-        module = with_threads(_sizes_in_order(_TO_MACHINE(module)), machine.arch)
-        executable = relax.build(module, target, relax_pipeline=None, tir_pipeline=CPU_CODE)
-    return Built(executable, weights, coverage, work)
+        return relax.transform.DeadCodeElimination()(module), weights
 
 
 _TO_MACHINE = transform.Sequential(

@@ -29,7 +29,7 @@ from graphopt.backends.tvm.kernels.strassen import strassen_kernel
 from graphopt.backends.tvm.kernels.winograd import winograd_kernel
 from graphopt.backends.tvm.schedule import ELEMENTARY, holds_bfloat16, schedule_function
 
-__all__ = ["RULES", "scheduled"]
+__all__ = ["RULES", "scheduled", "written"]
 
 RULES: tuple[Callable[[Fused, Machine], Any | None], ...] = (
     product_kernel,
@@ -50,13 +50,13 @@ def scheduled(module: IRModule, machine: Machine) -> tuple[IRModule, Coverage]:
     functions, taken = dict(module.functions), {}
     for place, function in functions.items():
         if isinstance(function, tirx.PrimFunc):
-            taken[place.name_hint], kernel = _scheduled(function, machine)
+            taken[place.name_hint], kernel = written(function, machine.for_function(function))
             functions[place] = kernel.with_attr(BY_LIBRARY, True) if machine.exact else kernel
     return tirx.transform.ConvertSSA()(IRModule(functions, module.attrs)), Coverage.of(taken)
 
 
-def _scheduled(function: tirx.PrimFunc, machine: Machine) -> tuple[str, tirx.PrimFunc]:
-    """The name of the rule that took a function, and what it made of it."""
+def written(function: tirx.PrimFunc, machine: Machine) -> tuple[str, tirx.PrimFunc]:
+    """The name of the rule that took a function, and what it made of it, by the choices that the machine comes with."""
     if holds_bfloat16(function.body):
         # TVM has no vectors of bfloat16, and loses it in longer expressions.
         return GENERAL, schedule_function(function)

@@ -161,7 +161,8 @@ class _Attention:
         self.times = _times((self.query.buffer, self.query.axes), (self.key.buffer, self.key.axes))
         self.lanes = self.machine.lanes
         self.most = int(self.length) if isinstance(self.length, tirx.IntImm) else 0
-        self.vectors = min(_VECTORS, -(-self.most // self.lanes)) if self.most else _VECTORS
+        (vectors,) = self.machine.choices.division or (_VECTORS,)
+        self.vectors = min(vectors, -(-self.most // self.lanes)) if self.most else vectors
         self.block = self.vectors * self.lanes
 
     def emit(self) -> None:

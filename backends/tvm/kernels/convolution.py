@@ -173,10 +173,11 @@ class _Convolution:
             return self.weight[group * self.vectors + number + q, y, k[0], k[1], vector(0, lanes)]
 
         extents = [self.kh, self.kw * self.depth] if self.run_together else [self.kh, self.kw, self.depth]
-        steps, unroll = math.prod(extents), extents[-1] if self.planes else steps_at_once(extents[-1])
+        choices = self.machine.choices
+        steps, unroll = math.prod(extents), extents[-1] if self.planes else steps_at_once(extents[-1], choices)
         following = (group * self.vectors + number + wide) * (steps * lanes)
         panels = Panels.side_by_side(following, wide * steps * lanes)
-        ahead = fetching(code, self.flat_weight, panels, (passed[0], tall, passed[1]), steps // unroll)
+        ahead = fetching(code, self.flat_weight, panels, (passed[0], tall, passed[1]), steps // unroll, choices)
         sums = accumulate(code, (tall, wide), lanes, extents, left, right, unroll, ahead)
         starts = [
             code.let("channel", group * self.outputs + column_of(code, number + q, self.outputs, lanes))
@@ -190,6 +191,9 @@ class _Convolution:
 
     def _division(self) -> tuple[int, int]:
         """Rows of a task, and into how many groups of channels to divide them."""
+        if self.machine.choices.division is not None:
+            rows, parts = self.machine.choices.division
+            return rows, parts
         height, width = self.window.result
         lanes, threads = self.lanes, self.machine.threads
         row_bytes = 4 * self.inputs * self.window.extent(1, width)

@@ -74,13 +74,22 @@ class Depthwise:
 
     def emit(self) -> None:
         code, (height, _) = self.code, self.window.result
-        rows = max(1, min(height, -(-height // (4 * self.machine.threads))))
+        rows, _ = self._division()
         blocks = -(-height // rows)
         with code.loop("task", self.images * blocks, "parallel") as task:
             image = code.let("image", tirx.floordiv(task, index(blocks)))
             block = tirx.floormod(task, index(blocks))
             top = code.let("top", tirx.min(block * rows, index(height - rows)))
             self.emit_rows(image, top, rows, index(0), -(-self.channels // self.machine.lanes), self._pixels)
+
+    def _division(self) -> tuple[int, int]:
+        """Rows of a task, and pixels of a tile."""
+        tall = 4 if self.machine.registers <= 16 else 8
+        height, known = self.window.result[0], self.machine.choices.division
+        if known is not None:
+            rows, tall = known
+            return rows, tall
+        return max(1, min(height, -(-height // (4 * self.machine.threads)))), tall
 
     def _pixels(self, image: Any, row: Any, column: Any, number: Any) -> Any:
         return self.data[image, row, column, vector(self._channel(number), self.machine.lanes)]
@@ -94,7 +103,7 @@ class Depthwise:
         """Some rows of the result, for some vectors of channels."""
         code, width = self.code, self.window.result[1]
         first, last = self._inner_columns()
-        tall = 4 if self.machine.registers <= 16 else 8
+        _, tall = self._division()
         part = _Part(image, base, vectors, pixels)
         with code.loop("row", rows) as r:
             row = code.let("row_at", top + r)

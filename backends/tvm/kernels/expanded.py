@@ -14,6 +14,7 @@ from typing import Any
 
 from tvm import tirx
 
+from graphopt.backends.tvm.kernels.choices import RULES_CHOOSE
 from graphopt.backends.tvm.kernels.depthwise import Depthwise
 from graphopt.backends.tvm.kernels.emit import Code, flat, index, vector
 from graphopt.backends.tvm.kernels.fused import Fused, read_chain
@@ -45,7 +46,7 @@ def expanded_kernel(function: Any, machine: Machine) -> Any | None:
     kernel = _Expanded(code, first, second, machine)
     known = kernel.window, kernel.depth, kernel.vectors, machine
     found = _plan(*known) if kernel.channels >= machine.lanes else None
-    if found is None or not _repays(found[1], *known):
+    if found is None or not (machine.choices != RULES_CHOOSE or _repays(found[1], *known)):
         return None
     kernel.emit(found[0])
     return first.rewritten(code.done())
@@ -69,7 +70,7 @@ class _Expanded:
     def __post_init__(self) -> None:
         self.data, self.matrix = self.first.reads[:2]
         self.between, weight = self.second.reads[:2]
-        self.depthwise = Depthwise(self.code, self.second, self.between, weight, self.machine)
+        self.depthwise = Depthwise(self.code, self.second, self.between, weight, self.machine.untold())
         self.window = self.depthwise.window
         self.vectors, self.depth, self.lanes = (int(size) for size in self.matrix.shape)
         self.channels, self.images = self.depthwise.channels, self.data.shape[0]
@@ -117,7 +118,7 @@ class _Expanded:
         def right(j: int, k: Any) -> Any:
             return self.matrix[number + j, k, vector(0, lanes)]
 
-        sums = accumulate(code, tile, lanes, [self.depth], left, right, steps_at_once(self.depth))
+        sums = accumulate(code, tile, lanes, [self.depth], left, right, steps_at_once(self.depth, self.machine.choices))
         starts = [column_of(code, number + j, self.channels, lanes) for j in range(tile[1])]
 
         def store(i: int, j: int, value: Any, lane: Any) -> None:
@@ -135,7 +136,9 @@ def _needed(window: Window, rows: int) -> int:
 
 @cache
 def _plan(window: Window, depth: int, vectors: int, machine: Machine) -> tuple[_Plan, float] | None:
-    """The plan that takes the least time by the model, and how many cycles that are; None when no row fits."""
+    """The plan measured to be best, or of the least time by the model, and its cycles; None when no row fits."""
+    if machine.choices.division is not None:
+        return _Plan(*machine.choices.division), 0.0
     height, choices = window.result[0], []
     for rows in {-(-height // blocks) for blocks in range(1, height + 1)}:
         pixels = _needed(window, rows) * window.size[1]

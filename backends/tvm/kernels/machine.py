@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from graphopt.backends.tvm.kernels.choices import RULES_CHOOSE, UNTUNED, Choices, Tuned
 from graphopt.target import Target
 
 __all__ = ["Machine"]
@@ -29,6 +31,8 @@ class Machine:
         threads: threads that the code will run on.
         exact: whether faster forms that round more are ruled out: Winograd's convolution, polynomials for exp.
         arch: the instruction set, as `Target.arch` names it.
+        choices: what was measured to be best for the kernel at hand.
+        tuned: all that was measured; `choices` are drawn from it.
     """
 
     lanes: int
@@ -38,9 +42,21 @@ class Machine:
     threads: int
     exact: bool = False
     arch: str = "x86_64"
+    choices: Choices = RULES_CHOOSE
+    tuned: Tuned = field(default=UNTUNED, compare=False)
 
     @classmethod
-    def of(cls, target: Target, threads: int, *, exact: bool = False) -> Machine:
+    def of(cls, target: Target, threads: int, *, exact: bool = False, tuned: Tuned = UNTUNED) -> Machine:
         lanes = max(_FEWEST_LANES, target.vector_bits // 32)
         registers = _REGISTERS.get(target.arch, 16 if lanes < 16 else 32)
-        return cls(lanes, registers, target.l1 or _USUAL_L1, target.l2 or _USUAL_L2, threads, exact, target.arch)
+        caches = target.l1 or _USUAL_L1, target.l2 or _USUAL_L2
+        return cls(lanes, registers, *caches, threads, exact, target.arch, tuned=tuned)
+
+    def untold(self) -> Machine:
+        """The machine without choices for the kernel at hand."""
+        return replace(self, choices=RULES_CHOOSE)
+
+    def for_function(self, function: Any) -> Machine:
+        """The machine with what is known of the best code for a fused function."""
+        choices = self.tuned.choices(function)
+        return self if choices == self.choices else replace(self, choices=choices)

@@ -94,7 +94,8 @@ class _Matmul:
     def emit(self) -> None:
         code, heads = self.code, math.prod(self.lead, start=index(1))
         rows = int(self.rows) if isinstance(self.rows, tirx.IntImm) else 0
-        block = Parts.of(rows, _ROWS).size if rows else 1
+        (most,) = self.machine.choices.division or (_ROWS,)
+        block = Parts.of(rows, most).size if rows else 1
         groups = self._groups(rows, block)
         group = -(-self.vectors // groups)
         blocks = tirx.floordiv(index(self.rows) + (block - 1), index(block))

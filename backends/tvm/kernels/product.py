@@ -134,10 +134,11 @@ class _Product:
 
             def tile(part: Part, p: Any, tall: int, q: Any, wide: int) -> None:
                 number = code.let("first_vector", part.base + q)
-                unroll = steps_at_once(steps)
+                choices = self.machine.choices
+                unroll = steps_at_once(steps, choices)
                 following = ((number + wide) * self.depth + start) * lanes
                 panels = Panels(following, self.depth * lanes, steps * lanes, wide)
-                ahead = fetching(code, self.flat_weight, panels, (p, tall, part.rows), steps // unroll)
+                ahead = fetching(code, self.flat_weight, panels, (p, tall, part.rows), steps // unroll, choices)
                 sums = accumulate(
                     code,
                     (tall, wide),
@@ -197,11 +198,11 @@ class _Product:
         def right(q: int, k: Any) -> Any:
             return self.weight[number + q, k, vector(0, lanes)]
 
-        unroll, ahead = steps_at_once(depth), None
+        unroll, ahead = steps_at_once(depth, self.machine.choices), None
         if passed is not None:
             (done, rows), panel = passed, lanes * depth
             panels = Panels.side_by_side((number + wide) * panel, wide * panel)
-            ahead = fetching(code, self.flat_weight, panels, (done, tall, rows), depth // unroll)
+            ahead = fetching(code, self.flat_weight, panels, (done, tall, rows), depth // unroll, self.machine.choices)
         sums = accumulate(code, (tall, wide), lanes, [depth], left, right, unroll, ahead)
         starts = [column_of(code, number + q, self.columns, lanes) for q in range(wide)]
 
@@ -213,11 +214,13 @@ class _Product:
 
 @cache
 def division(rows: int, vectors: int, depth: int, machine: Machine) -> tuple[Division, float]:
-    """The division that takes the least time by the model, and how many cycles that are.
+    """The division that was measured to be best, or takes the least time by the model; and how many cycles that are.
 
     A task reads all weights of its group once, so that blocks of rows had better be large. But the rows of a chunk
     must stay in the cache, with the sums that are kept from chunk to chunk, and the tasks must keep all threads busy.
     """
+    if machine.choices.division is not None:
+        return Division(*machine.choices.division), 0.0
     lanes, choices = machine.lanes, []
     for plan in divisions(rows, depth, machine):
         groups, chunks = plan.groups, plan.chunks

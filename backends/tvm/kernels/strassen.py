@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tvm import te, tirx
 
+from graphopt.backends.tvm.kernels.choices import linear_problem
 from graphopt.backends.tvm.kernels.emit import Code, flat, index, lanes_of, vector
 from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
 from graphopt.backends.tvm.kernels.machine import Machine
@@ -51,10 +52,13 @@ BACK = np.array(
 
 
 def strassen_pays(shape: Sequence[Any], depth: int, columns: int, machine: Machine) -> bool:
-    """Whether seven products are faster than a plain one by the model, for data of a shape [..., depth]."""
+    """Whether seven products are faster than a plain one, as measured or by the model; data is [..., depth]."""
     rows = Rows.of(shape).count
     if rows < _FEWEST_ROWS or depth % 2 or columns < 4 * machine.lanes:
         return False
+    told = machine.tuned.algorithms.get(linear_problem(rows, depth, columns))
+    if told is not None:
+        return told == "strassen"
     _, plain = plain_division(rows, -(-columns // machine.lanes), depth, machine)
     _, seven = division(rows, columns, depth, machine)
     return seven * _GAIN < plain
@@ -173,7 +177,7 @@ class _Strassen:
     ) -> None:
         code, lanes, (i, p, q), (tall, wide) = self.code, self.lanes, at, tile
         half, steps = (int(size) for size in sums.shape[1:])
-        number, unroll = code.let("pair", part.base + q), steps_at_once(steps)
+        number, unroll = code.let("pair", part.base + q), steps_at_once(steps, self.machine.choices)
         panel = self.depth * lanes
         following = (number * PRODUCTS + i + 1) * panel + start * lanes
         ahead = fetching(
@@ -182,6 +186,7 @@ class _Strassen:
             Panels(following, PRODUCTS * panel, steps * lanes, wide),
             (p, tall, half),
             steps // unroll,
+            self.machine.choices,
         )
         totals = accumulate(
             code,
@@ -226,7 +231,9 @@ class _Strassen:
 
 @cache
 def division(rows: int, columns: int, depth: int, machine: Machine) -> tuple[Division, float]:
-    """The division that takes the least time by the model, and how many cycles that are."""
+    """The division that was measured to be best, or takes the least time by the model; and how many cycles that are."""
+    if machine.choices.division is not None:
+        return Division(*machine.choices.division), 0.0
     lanes, pairs, choices = machine.lanes, -(-columns // (2 * machine.lanes)), []
     for plan in divisions(rows, depth // 2, machine):
         block, group, steps = -(-rows // plan.blocks), -(-pairs // plan.groups), depth // 2 // plan.chunks

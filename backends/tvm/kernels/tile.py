@@ -14,6 +14,7 @@ from typing import Any
 
 from tvm import tirx
 
+from graphopt.backends.tvm.kernels.choices import Choices
 from graphopt.backends.tvm.kernels.emit import Code, index, lanes_of, vector
 from graphopt.backends.tvm.kernels.machine import Machine
 
@@ -56,11 +57,14 @@ class Parts:
 
 @cache
 def best_tile(rows: int, vectors: int, machine: Machine) -> tuple[Parts, Parts]:
-    """Cut rows and vectors of a result into the tiles that take the least time.
+    """Cut rows and vectors of a result into the tiles that were measured to be best, or else take the least time.
 
     The model of a step: the multiply-adds, two in a cycle; the loads, two in a cycle; and the latency of an
     accumulation, four cycles, which eight accumulators hide.
     """
+    if machine.choices.tile is not None:
+        tall, wide = machine.choices.tile
+        return Parts.of(rows, min(tall, rows)), Parts.of(vectors, min(wide, vectors))
     cuts = [
         (Parts.of(rows, tall), Parts.of(vectors, wide))
         for wide in range(1, min(vectors, 6) + 1)
@@ -138,8 +142,10 @@ def accumulate(
     return sums
 
 
-def steps_at_once(depth: int) -> int:
+def steps_at_once(depth: int, choices: Choices) -> int:
     """How many steps of a reduction to write one after the other: a divisor."""
+    if choices.steps is not None:
+        return max(steps for steps in range(1, choices.steps + 1) if depth % steps == 0)
     return next((steps for steps in (4, 6, 5) if depth % steps == 0), 1)
 
 
@@ -158,8 +164,8 @@ class Panels:
 
 
 def fetching(
-    code: Code, weights: Any, panels: Panels, part: tuple[Any, int, int], rounds: int
-) -> Callable[[Any], None]:
+    code: Code, weights: Any, panels: Panels, part: tuple[Any, int, int], rounds: int, choices: Choices
+) -> Callable[[Any], None] | None:
     """What brings the next weights into the cache while the rows of a block meet the present ones.
 
     Weights come from memory or the third-level cache, and the processor foresees no more than a page of them. Fetched
@@ -170,6 +176,8 @@ def fetching(
         part: row, rows of the tile, rows in all: which part of them to fetch during this tile.
         rounds: how often the result will be called, with 0, 1, 2, ...
     """
+    if choices.fetch is False:
+        return None
     row, tall, rows = part
     each_run = panels.size // _LINE
     lines = each_run * panels.count

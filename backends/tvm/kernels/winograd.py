@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from tvm import te, tirx
 
+from graphopt.backends.tvm.kernels.choices import window_problem
 from graphopt.backends.tvm.kernels.emit import Code, flat, index, lanes_of, vector
 from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused
 from graphopt.backends.tvm.kernels.geometry import Window
@@ -43,11 +44,17 @@ _BYTES_PER_CYCLE = 8
 """What one core draws from the third-level cache or memory while others draw too."""
 
 
+_SIDES = {"direct": 0, **{f"squares of {m}": m for m in SQUARES}}
+
+
 def best_square(window: Window, inputs: int, outputs: int, machine: Machine) -> int:
-    """The side m of the squares that is fastest by the model; 0 when the direct form is."""
+    """The side m of the squares that is fastest, as measured or by the model; 0 when the direct form is."""
     lanes = machine.lanes
     if inputs < 2 * lanes or outputs < 2 * lanes:
         return 0
+    told = machine.tuned.algorithms.get(window_problem(window, inputs, outputs))
+    if told is not None:
+        return _SIDES[told]
     pixels = math.prod(window.result)
     direct = pixels * 9 * inputs * outputs / (2 * lanes)
     choices = [(max(direct, 9 * inputs * outputs * 4 / _BYTES_PER_CYCLE), 0)]
@@ -190,12 +197,12 @@ class _Winograd:
         code, lanes = self.code, self.lanes
         tall, wide = tile
         squares, panel = int(inputs.shape[1]), self.depth * lanes
-        unroll = steps_at_once(self.depth)
+        unroll, choices = steps_at_once(self.depth, self.machine.choices), self.machine.choices
 
         def block(q: Any, wide: int, p: Any, tall: int) -> None:
             following = (position * self.vectors + base + q + wide) * panel
             panels = Panels.side_by_side(following, wide * panel)
-            ahead = fetching(code, self.flat_weight, panels, (p, tall, squares), self.depth // unroll)
+            ahead = fetching(code, self.flat_weight, panels, (p, tall, squares), self.depth // unroll, choices)
             sums = accumulate(
                 code,
                 (tall, wide),
@@ -258,6 +265,9 @@ class _Winograd:
 
     def _division(self) -> tuple[int, int]:
         """Squares of a task, and into how many groups of channels to divide them."""
+        if self.machine.choices.division is not None:
+            block, groups = self.machine.choices.division
+            return block, groups
         threads, choices = self.machine.threads, []
         for block in range(1, self.squares + 1):
             for groups in {1, threads}:

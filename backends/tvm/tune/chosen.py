@@ -1,0 +1,63 @@
+"""Which measured choices a build takes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from graphopt.backends.tvm.kernels.choices import RULES_CHOOSE, Tuned
+from graphopt.backends.tvm.kernels.machine import Machine
+from graphopt.backends.tvm.tune.database import Database, Environment, database_file
+from graphopt.backends.tvm.tune.tasks import function_calls, model_key
+from graphopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from graphopt.model import Model
+    from graphopt.target import Target
+
+__all__ = ["chosen"]
+
+
+def chosen(
+    model: Model, target: Target, machine: Machine, tuned: Tuned | str | os.PathLike[str]
+) -> tuple[Machine, dict[str, Any]]:
+    """The machine with the choices that are known for a model, and what the artifact's record says of them.
+
+    A model that was tuned gets what was kept when it was measured as a whole. Another one gets what is best for each of
+    its functions by itself, but nothing that made some model slower.
+
+    Raises:
+        UsageError: when there is no such database, or the file is something else.
+    """
+    if isinstance(tuned, Tuned):
+        return _with(machine, tuned), _facts(tuned, whole=False)
+    path = database_file(tuned)
+    if not path.is_file():
+        raise UsageError(
+            f"there is no database of measurements '{path}'", todo="name the one that `graphopt tune --db` wrote"
+        )
+    calls = function_calls(model, target, machine)
+    database = Database(path, Environment.of(target, machine.threads, exact=machine.exact))
+    try:
+        outcome = database.outcome(model_key(calls))
+        if outcome is not None:
+            found = Tuned(outcome.algorithms, outcome.kernels)
+        else:
+            dropped = database.dropped()
+            best = {key: database.standing(key).best()[1] for key in calls.keys() - dropped}
+            found = Tuned({}, {key: choices for key, choices in best.items() if choices != RULES_CHOOSE})
+        facts = _facts(found, whole=outcome is not None)
+        note = database.ignored()
+    finally:
+        database.close()
+    return _with(machine, found), facts | ({"ignored": note} if note else {})
+
+
+def _with(machine: Machine, tuned: Tuned) -> Machine:
+    return replace(machine, tuned=tuned)
+
+
+def _facts(tuned: Tuned, *, whole: bool) -> dict[str, Any]:
+    """`whole_model` tells whether the choices were also measured together."""
+    return {"kernels": len(tuned.kernels), "algorithms": len(tuned.algorithms), "whole_model": whole}

@@ -1,0 +1,131 @@
+"""A process that runs candidates and times them; it needs TVM's runtime alone, so that a new one is there at once.
+
+Request and answer are those of `measuring`. Candidates take turns, so that what disturbs the machine disturbs all of
+them. Weights are many, as those of a model are, and come from memory or the last cache; the other operand stays where
+the kernel before would have left it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from graphopt.backends.tvm.runtime import START_THREADS, STOP_THREADS, aligned, ffi
+
+__all__ = ["respond", "timed"]
+
+_FEWEST_ROUNDS, _MOST_ROUNDS = 4, 16
+_HOPELESS = 1.2
+"""Candidates that take so many times as long as the first are not looked at any longer."""
+
+_CALLS = 2
+"""Calls of a turn, of which the fastest counts."""
+
+_WEIGHTS, _MOST_SETS = 48 << 20, 12
+"""Bytes of all sets of weights, unless a single one has more; and how many sets there are at most."""
+
+
+def respond(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure what is asked for."""
+    try:
+        library = ffi().load_module(request["library"])
+        return timed(library, request)
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"[:500]}
+
+
+def timed(library: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Rounds of all functions of a loaded library."""
+    functions = {name: library.get_function(name) for name in request["functions"]}
+    sets = _operands(request["arguments"])
+    library.get_function(START_THREADS)(int(request["threads"]))
+    try:
+        errors = _errors(functions, sets[0])
+        return {"seconds": _rounds(functions, sets, float(request["seconds"])), "errors": errors}
+    finally:
+        library.get_function(STOP_THREADS)()
+
+
+def _operands(arguments: list[Any]) -> list[list[Any]]:
+    """Sets of arguments that share all but the weights."""
+    chance = np.random.default_rng(0)
+    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype, role in arguments if role != "data"]
+    count = max(1, min(_MOST_SETS, _WEIGHTS // max(1, sum(sizes))))
+    shared = [_drawn(argument, chance) if argument[2] == "data" else None for argument in arguments]
+    return [
+        [_drawn(argument, chance) if own is None else own for own, argument in zip(shared, arguments, strict=True)]
+        for _ in range(count)
+    ]
+
+
+def _drawn(argument: Any, chance: np.random.Generator) -> Any:
+    shape, dtype, role = argument
+    floating = np.issubdtype(np.dtype(dtype), np.floating)
+    values = chance.standard_normal(shape, np.float32) if floating else np.zeros(shape)
+    if role.startswith("quarters of "):
+        values = _quarters(chance, shape, int(role.removeprefix("quarters of ")))
+    return ffi().from_dlpack(aligned(np.ascontiguousarray(values.astype(dtype))))
+
+
+def _quarters(chance: np.random.Generator, shape: list[int], columns: int) -> Any:
+    """A random matrix as Strassen's product takes it (`kernels.strassen.quarters`): any seven would not do, as results
+    would depend on which rows are paired."""
+    pairs, _, short, lanes = shape
+    matrix, half = chance.standard_normal((columns, 2 * short), np.float32), pairs * lanes
+    left, right = (part.reshape(-1, lanes, 2 * short) for part in (matrix[:half], matrix[columns - half :]))
+    (a, c), (b, d) = ((part[..., :short].swapaxes(1, 2), part[..., short:].swapaxes(1, 2)) for part in (left, right))
+    return np.stack([a + d, a, b - d, c - a, d, a + b, c + d], axis=1)
+
+
+def _errors(functions: dict[str, Any], operands: list[Any]) -> dict[str, float]:
+    """How far each result is from the first function's, relative to its largest."""
+    found: dict[str, float] = {}
+    result: Any = np.from_dlpack(operands[-1])
+    expected = None
+    for name, function in functions.items():
+        result.fill(0)
+        function(*operands)
+        if expected is None:
+            expected, largest = result.copy(), float(np.nanmax(np.abs(result), initial=0.0)) or 1.0
+            found[name] = 0.0
+            continue
+        same_nan = np.array_equal(np.isnan(result), np.isnan(expected))
+        far = float(np.nanmax(np.abs(result - expected), initial=0.0)) / largest
+        found[name] = far if same_nan else math.inf
+    return found
+
+
+def _rounds(functions: dict[str, Any], sets: list[list[Any]], seconds: float) -> dict[str, list[float]]:
+    chance, start = random.Random(0), time.perf_counter()
+    first = next(iter(functions))
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    hopeful = list(functions)
+    for number in range(_MOST_ROUNDS):
+        if number >= _FEWEST_ROUNDS and time.perf_counter() - start > seconds:
+            break
+        for name in chance.sample(hopeful, len(hopeful)):
+            function, best = functions[name], math.inf
+            function(*chance.choice(sets))  # brings its code into the caches
+            for _ in range(_CALLS):
+                operands = chance.choice(sets)
+                begin = time.perf_counter()
+                function(*operands)
+                best = min(best, time.perf_counter() - begin)
+            found[name].append(best)
+        if number + 1 == _FEWEST_ROUNDS:
+            usual = float(np.median(found[first]))
+            hopeful = [name for name in hopeful if name == first or np.median(found[name]) < _HOPELESS * usual]
+    return found
+
+
+if __name__ == "__main__":
+    from graphopt.backends.tvm.tune.worker import serve
+
+    ffi()
+    serve(respond)
+    sys.exit(0)
