@@ -59,7 +59,8 @@ def frontier_plot(source: str, result: Result) -> str:
     line = frontier(complete, ("latency", "loss"))
     title = f"Pipelines for {source}: {len(complete)} results of {len(result.trials)} trials"
     front = {trial.number for trial in line}
-    dots = sorted(complete, key=lambda one: (one.number in front, -one.measure("size")))  # the frontier lies on top
+    # The frontier lies on top, below it what was tried first.
+    dots = sorted(complete, key=lambda one: (one.number in front, bool(one.alone), -one.measure("size")))
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _WIDE + 40}" height="{_TOP + _HIGH + 70}"'
         ' font-family="system-ui, sans-serif" font-size="12" role="img">',

@@ -7,7 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -199,7 +199,7 @@ def _shown(trials: int, verbose: bool) -> Iterator[Callable[[Progress], None]]:
             if verbose:
                 _tell(progress)
 
-        with working("searching"):
+        with redirect_stdout(sys.stderr):  # what a user's function prints is no data
             yield tell
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,6 +143,24 @@ def test_what_is_no_longer_what_it_was_is_not_given_out(monkeypatch: pytest.Monk
     result = searched(goals={"latency": 0.6}, trials=8)
     assert result.best is not None and next(iter((result.rejected or {}).values())).endswith("is above 0.6")
     assert result.best.number not in (result.rejected or {}) and result.best.measure("latency") <= 0.6
+
+
+def test_an_interrupt_ends_it_early_and_what_ran_is_tried_first_next_time(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def interrupted(small: go.Model) -> float:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return _parameters(small)
+
+    options = {"evaluate": interrupted, "goals": {"latency": 0.6}, "storage": f"sqlite:///{tmp_path / 'study.db'}"}
+    first = searched(**options)
+    assert first.stopped == "interrupted" and first.best is not None and first.verified is not None
+    assert [trial.state for trial in first.trials] == ["complete", "complete", "failed"]
+    again = searched(**{**options, "trials": 3})
+    assert [trial.state for trial in again.trials] == ["complete", "complete", "failed", "complete"]
+    assert again.trials[3].pipeline == first.trials[2].pipeline
 
 
 @pytest.mark.parametrize(
