@@ -84,7 +84,7 @@ def working(what: str) -> Iterator[Callable[[str], None]]:
         if not sys.stderr.isatty():
             yield lambda text: None
             return
-        status = _console(sys.stderr).status(what)
+        stderr, status = sys.stderr, _console(sys.stderr).status(what)
         timer = threading.Timer(_PATIENCE, status.start)
         timer.daemon = True
         timer.start()
@@ -94,6 +94,8 @@ def working(what: str) -> Iterator[Callable[[str], None]]:
             timer.cancel()
             timer.join()
             status.stop()
+            # The spinner puts back what it has found, which may be where the body sent its own talk for a while.
+            sys.stderr = stderr
 
 
 def counted(number: int, noun: str) -> str:
