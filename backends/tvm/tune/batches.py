@@ -6,11 +6,12 @@ A candidate that ends its process or hangs takes those with it that share its li
 from __future__ import annotations
 
 import itertools
+import math
 import queue
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from graphopt.backends.tvm.kernels.choices import RULES_CHOOSE, Choices
@@ -24,8 +25,9 @@ __all__ = ["TOLERANCE", "Batch", "Bench"]
 TOLERANCE = 1e-5
 """How far a candidate may be from what the rules choose, relative to the largest number: the order of sums differs."""
 
-_NOISY = 0.15
-"""Half the distance between the quartiles of a ratio, from which on it says nothing."""
+_NOISY = 0.03
+"""How far the median of the ratios may be off by chance (half the distance between their quartiles over the root of
+their number); more says nothing, but of those that are slower in any case."""
 
 _BUILD_SECONDS, _SINGLE_SECONDS = 120.0, 40.0
 _ROUND_SECONDS = 1.0
@@ -33,10 +35,11 @@ _ROUND_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Batch:
-    """Candidates of a task; the first is what the rules choose."""
+    """Candidates of a task; the first is what the rules choose. The name is that of the database for it."""
 
     task: Task
     candidates: tuple[Choices, ...]
+    name: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Bench:
             self._free.put(builder)
         self._folder = tempfile.TemporaryDirectory(prefix="graphopt-tune-")
         self._numbers = itertools.count()
+        self._ending = False
 
     def __enter__(self) -> Bench:
         return self
@@ -73,7 +77,8 @@ class Bench:
         self._folder.cleanup()
 
     def stop_builders(self) -> None:
-        """End the builders at once, whatever they do."""
+        """End the builders at once, whatever they do; what they were at is not built."""
+        self._ending = True
         for builder in self.builders:
             builder.stop()
 
@@ -83,6 +88,8 @@ class Bench:
         try:
             return self._built(builder, batch, _BUILD_SECONDS)
         except WorkerFailed as failure:
+            if self._ending:
+                return None, []
             if len(batch.candidates) == 1:
                 return None, [Row(batch.task.key, batch.candidates[0], failure.status, why=str(failure))]
             return self._one_by_one(builder, batch)
@@ -178,6 +185,7 @@ def _judged(task: str, choices: Choices, measured: Measured, reference: str, nam
     if choices == RULES_CHOOSE:
         return Row(task, choices, "ok", 1.0, seconds)
     ratio, spread = ratios(measured, reference, name)
-    if spread > _NOISY:
-        return Row(task, choices, "noisy", ratio, seconds, f"quartiles {spread:.0%} around it")
+    chance = spread / math.sqrt(len(measured.seconds[name]))
+    if chance > _NOISY and ratio - 2 * chance < 1:
+        return Row(task, choices, "noisy", ratio, seconds, f"the ratio is {chance:.0%} off by chance")
     return Row(task, choices, "ok", ratio, seconds)

@@ -38,6 +38,9 @@ CREATE TABLE IF NOT EXISTS measurements (
     id TEXT PRIMARY KEY, environment TEXT NOT NULL, task TEXT NOT NULL, choices TEXT NOT NULL, status TEXT NOT NULL,
     ratio REAL, seconds REAL, why TEXT NOT NULL, at TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS by_task ON measurements (environment, task);
+CREATE TABLE IF NOT EXISTS batches (
+    id TEXT PRIMARY KEY, environment TEXT NOT NULL, task TEXT NOT NULL, candidates TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS finished (batch TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS outcomes (
     id TEXT PRIMARY KEY, environment TEXT NOT NULL, model TEXT NOT NULL, algorithms TEXT NOT NULL,
     kernels TEXT NOT NULL, dropped TEXT NOT NULL, ratio REAL NOT NULL, at TEXT NOT NULL);
@@ -159,10 +162,29 @@ class Database:
     def close(self) -> None:
         self._file.close()
 
-    def add(self, rows: Iterable[Row]) -> None:
-        """Write measurements; all of them are there or none."""
+    def plan(self, task: str, candidates: Iterable[Choices]) -> str:
+        """Write down what will be measured, so that a search that is ended goes on with it; returns a name for it."""
+        name = _new()
+        with self._file:
+            text = json.dumps([choices.to_json() for choices in candidates], sort_keys=True)
+            self._file.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (name, self.environment.id, task, text))
+        return name
+
+    def unfinished(self) -> list[tuple[str, str, tuple[Choices, ...]]]:
+        """Name, task and candidates of what was planned and not measured, in the order of planning."""
+        found = self._file.execute(
+            "SELECT id, task, candidates FROM batches WHERE environment = ?"
+            " AND id NOT IN (SELECT batch FROM finished) ORDER BY rowid",
+            (self.environment.id,),
+        )
+        return [(name, task, tuple(map(Choices.from_json, json.loads(text)))) for name, task, text in found]
+
+    def add(self, rows: Iterable[Row], batch: str | None = None) -> None:
+        """Write measurements, with which a batch is finished; all of them are there or none."""
         now, where = datetime.now(UTC).isoformat(timespec="seconds"), self.environment.id
         with self._file:
+            if batch is not None:
+                self._file.execute("INSERT OR IGNORE INTO finished VALUES (?)", (batch,))
             self._file.executemany(
                 "INSERT INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [

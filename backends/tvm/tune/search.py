@@ -1,6 +1,7 @@
 """The search: which task gets the next batch of candidates, and which candidates.
 
-Both follow from what the database holds and nothing else, so that a search that was ended goes on as it would have.
+Both follow from what the database holds, batches on their way too, so that a search that was ended goes on as it
+would have.
 A task gets time by its share of the model's time, by how far it is from the roofline, and less with every batch that
 found nothing better.
 """
@@ -9,9 +10,10 @@ from __future__ import annotations
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from graphopt.backends.tvm.kernels.choices import RULES_CHOOSE, Choices, Tuned
@@ -28,6 +30,9 @@ __all__ = ["Progress", "Search"]
 
 NEW = 12
 """New candidates of a batch."""
+
+_FIRST_OF_OTHERS = 3
+"""New candidates of the first batch for another algorithm: most are far slower, and a look shows it."""
 
 _CHALLENGERS, _LENT, _PARENTS = 3, 3, 6
 _FINALS = 0.15
@@ -73,6 +78,11 @@ class Search:
         self.candidates = self.failed = 0
         self._spaces: dict[str, Space] = {}
         self._exhausted: set[str] = set()
+        self._planned = deque(
+            Batch(tasks.known[key], candidates, name)
+            for name, key, candidates in database.unfinished()
+            if key in tasks.known
+        )
 
     def run(self, seconds: float, report: Callable[[Progress], None] = lambda progress: None) -> None:
         """Search for some time. An interrupt ends it at once; what was measured is kept."""
@@ -90,7 +100,7 @@ class Search:
                     self._launch(pool, flying, waiting, finals=left < _FINALS * seconds)
                     for batch, (library, rows) in landed:
                         measured = [] if library is None else self.bench.measure(batch, library)
-                        self._note(batch.task, rows + measured)
+                        self._note(batch, rows + measured)
                         report(self.progress(start + seconds - time.monotonic(), str(batch.task)))
             finally:
                 self.bench.stop_builders()
@@ -100,13 +110,17 @@ class Search:
     ) -> None:
         """Give every builder a batch, of tasks that none is at work on or waiting to be measured."""
         while len(flying) < len(self.bench.builders):
-            batch = self.next_batch(waiting | {batch.task.key for batch in flying.values()}, finals=finals)
+            batch = self._planned.popleft() if self._planned else None
+            batch = batch or self.next_batch(waiting | {batch.task.key for batch in flying.values()}, finals=finals)
             if batch is None:
                 return
+            if not batch.name:
+                batch = replace(batch, name=self.database.plan(batch.task.key, batch.candidates))
             flying[pool.submit(self.bench.build, batch)] = batch
 
-    def _note(self, task: Task, rows: list[Row]) -> None:
-        self.database.add(rows)
+    def _note(self, batch: Batch, rows: list[Row]) -> None:
+        task = batch.task
+        self.database.add(rows, batch.name)
         self.standings[task.key] = self.database.standing(task.key)
         self.candidates += sum(row.choices != RULES_CHOOSE for row in rows)
         self.failed += sum(row.status != "ok" for row in rows)
@@ -147,8 +161,9 @@ class Search:
         space = self._space(task)
         lent = [choices for choices in self._lent(task) if space.holds(choices) and choices not in standing.seen]
         parents = [choices for _, choices in standing.ranked()[:_PARENTS] if choices != RULES_CHOOSE]
-        seen = standing.seen | {*known, *lent[:_LENT]}
-        new = [*lent[:_LENT], *space.unseen(seen, parents, NEW - len(lent[:_LENT]), chance)]
+        count = NEW if standing.rows or task.key in self.tasks.calls else _FIRST_OF_OTHERS
+        lent = lent[: min(_LENT, count)]
+        new = [*lent, *space.unseen(standing.seen | {*known, *lent}, parents, count - len(lent), chance)]
         return Batch(task, (*known, *new)) if new or len(known) > 2 else None
 
     def _lent(self, task: Task) -> list[Choices]:

@@ -87,12 +87,14 @@ def tune(
             todo="tune on a machine of that kind, or name a tracker of such machines (--tracker)",
         )
     machine = Machine.of(where, count, exact=exact_float)
-    tasks = extract(model, where, machine)
-    ceilings = _ceilings(count) if measurer is None else None
+    on, others = divided_cores(count)
+    builders = [Worker(BUILDER, (core,)) for core in others]
     known = Database(database, Environment.of(where, count, exact=exact_float))
     try:
-        on, others = divided_cores(count)
-        builders = [Worker(BUILDER, (core,)) for core in others]
+        tasks = extract(model, where, machine)
+        ceilings = _ceilings(count) if measurer is None else None
+        for builder in builders:
+            builder.start()
         place = json.dumps(where.to_json()), count, exact_float
         own = LocalMeasurer(on) if measurer is None else measurer
         with Bench(place, builders, own, on if measurer is None else ()) as bench:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from graphopt.backends.tvm.tune.measuring import Failure
@@ -40,7 +41,13 @@ class Worker:
         self.module, self.cores = module, tuple(cores)
         self.starts = 0
         self._process: subprocess.Popen[str] | None = None
+        self._there = False  # it has said so
         self._answers: queue.Queue[str] = queue.Queue()
+
+    def start(self) -> None:
+        """Start the process now, without waiting for it."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """The answer to a request.
@@ -67,16 +74,24 @@ class Worker:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    pipe.close()
+            if self._process.stdin is not None:
+                with suppress(OSError):  # what was not sent
+                    self._process.stdin.close()
             self._process = None
 
     def _running(self) -> subprocess.Popen[str]:
-        if self._process is not None and self._process.poll() is None:
-            return self._process
+        self.start()
+        process = self._process
+        assert process is not None
+        if not self._there:
+            self._answer(_START_SECONDS)
+            self._there = True
+        return process
+
+    def _start(self) -> None:
         self.stop()
         self.starts += 1
+        self._there = False
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.module, *map(str, self.cores)],
@@ -89,8 +104,6 @@ class Worker:
         )
         self._answers = queue.Queue()
         threading.Thread(target=_read, args=(self._process, self._answers), daemon=True).start()
-        self._answer(_START_SECONDS)  # it says that it is there
-        return self._process
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         try:
@@ -111,8 +124,9 @@ class Worker:
 
 def _read(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        answers.put(line)
+    with process.stdout:
+        for line in process.stdout:
+            answers.put(line)
     answers.put("")
 
 
