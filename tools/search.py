@@ -181,13 +181,14 @@ def _shown(trials: int, verbose: bool) -> Iterator[Callable[[Progress], None]]:
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
     columns = (
         SpinnerColumn(),
         MofNCompleteColumn(),
         BarColumn(20),
         TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
     )
     with Progress(*columns, console=Console(stderr=True, highlight=False, emoji=False), transient=True) as bar:
         task = bar.add_task("the original", total=trials)
