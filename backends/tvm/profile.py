@@ -26,6 +26,7 @@ class Kernel:
 
     Attributes:
         seconds: median of the runs, with some microseconds of each call for the measurement itself.
+        fastest: the least of the runs, which other processes disturbed least.
         flops, bytes: what it computes and moves (see `work`); None where that is unknown.
     """
 
@@ -34,6 +35,7 @@ class Kernel:
     seconds: float
     flops: int | None
     bytes: int | None
+    fastest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def profile(artifact: TvmArtifact, tensors: list[Any], *, rounds: int = 20, warm
     kernels = []
     for name, seconds in watch.seconds.items():
         flops, moved = watch.amounts.get(name) or (None, None)
-        kernels.append(Kernel(name, watch.calls[name], statistics.median(seconds), flops, moved))
+        kernels.append(Kernel(name, watch.calls[name], statistics.median(seconds), flops, moved, min(seconds)))
     between = max(0.0, timing.median - sum(kernel.seconds for kernel in kernels))
     kernels.append(Kernel(RUNTIME, 0, between, None, None))
     return Profile(tuple(sorted(kernels, key=lambda kernel: -kernel.seconds)), timing)

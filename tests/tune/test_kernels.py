@@ -65,7 +65,7 @@ def test_an_algorithm_that_was_measured_is_taken(tasks: Tasks) -> None:
 def test_candidates_compute_what_the_rules_kernel_does(tasks: Tasks, kind: str, tmp_path: Path) -> None:
     task, chance = of_kind(tasks, kind), random.Random(kind)
     space = Space.of(task, nets.machine())
-    found = space.unseen(set(), [], 5, chance)
+    found = space.unseen(set(), [], 3, chance)
     assert len(set(found)) == len(found) >= min(3, space.size - 1) and all(map(space.holds, found))
     where = json.dumps(this_machine().to_json()), 1, False
     answer = builder.compiled(task.function, [RULES_CHOOSE, *found], where, tmp_path / "candidates.so")

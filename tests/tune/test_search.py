@@ -37,15 +37,12 @@ class Simulated:
     """A bench that measures nothing."""
 
     def __init__(self, seconds: Callable[[str], float] = lambda task: 1e-3, tries: int | None = None) -> None:
-        self.builders = [None]
+        self.flights = 1
         self.seconds, self.tries = seconds, tries
         self.batches: list[Batch] = []
         self.wrong: set[Choices] = set()
 
-    def build(self, batch: Batch) -> tuple[Any, list[Row]]:
-        return batch, []
-
-    def measure(self, batch: Batch, _library: Any) -> list[Row]:
+    def rows(self, batch: Batch) -> list[Row]:
         if self.tries is not None and len(self.batches) >= self.tries:
             raise KeyboardInterrupt
         self.batches.append(batch)
@@ -56,7 +53,7 @@ class Simulated:
             rows.append(Row(key, choices, status, found, found * self.seconds(key)))
         return rows
 
-    def stop_builders(self) -> None:
+    def stop(self) -> None:
         pass
 
 

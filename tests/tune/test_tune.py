@@ -100,7 +100,7 @@ class FakeProfile:
         monkeypatch.setattr(whole.TvmBackend, "compile", self.compile)
         monkeypatch.setattr(whole, "_by_site", self.by_site)
         monkeypatch.setattr(whole, "_same", lambda *_: same)
-        monkeypatch.setattr("graphopt.measure.Stopwatch.ratio", lambda *_: ratio)
+        monkeypatch.setattr(whole, "in_turns", lambda *_: ratio)
 
     def compile(self, *_: Any, tuned: Tuned | None = None, **_options: Any) -> Any:
         self.built.append(tuned)

@@ -9,6 +9,7 @@ import itertools
 import math
 import queue
 import tempfile
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,20 +68,34 @@ class Bench:
         self._folder = tempfile.TemporaryDirectory(prefix="graphopt-tune-")
         self._numbers = itertools.count()
         self._ending = False
+        self._places = threading.Semaphore(measurer.places)
 
     def __enter__(self) -> Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop_builders()
-        self.measurer.close()
+        self.stop()
         self._folder.cleanup()
 
-    def stop_builders(self) -> None:
-        """End the builders at once, whatever they do; what they were at is not built."""
+    @property
+    def flights(self) -> int:
+        """How many batches can be on their way at once: some that are compiled, others that are measured."""
+        return len(self.builders) + self.measurer.places
+
+    def stop(self) -> None:
+        """End builders and measurer at once, whatever they do; what they were at comes to nothing."""
         self._ending = True
         for builder in self.builders:
             builder.stop()
+        self.measurer.close()
+
+    def rows(self, batch: Batch) -> list[Row]:
+        """Compile and measure a batch. Several threads may; each waits until there is a builder, and then a place."""
+        library, rows = self.build(batch)
+        if library is not None and not self._ending:
+            with self._places:
+                rows += self.measure(batch, library)
+        return [] if self._ending else rows
 
     def build(self, batch: Batch) -> tuple[_Library | None, list[Row]]:
         """Compile a batch; returns the library, and rows for candidates that cannot be compiled. Takes a builder."""
@@ -146,6 +161,8 @@ class Bench:
             try:
                 measured = self.measurer.measure(self._job(batch, library, unique))
             except MeasuringFailed:
+                if self._ending:
+                    return []
                 return self._each_alone(batch, library, reference)
             finally:
                 library.path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ class LocalMeasurer:
     """A process that runs libraries, on cores of its own."""
 
     def __init__(self, cores: tuple[int, ...], seconds: float = _SECONDS) -> None:
+        self.places = 1
         self.runner, self.seconds = Worker(RUNNER, cores), seconds
 
     def measure(self, job: Job) -> Measured:

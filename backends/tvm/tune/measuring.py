@@ -60,7 +60,13 @@ class Measured:
 
 
 class Measurer(Protocol):
-    """Runs the functions of a job in turns."""
+    """Runs the functions of a job in turns.
+
+    Attributes:
+        places: how many jobs it can do at once.
+    """
+
+    places: int
 
     def measure(self, job: Job) -> Measured:
         """Time a job.

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graphopt.backends.tvm.kernels.choices import RULES_CHOOSE, Choices, Tuned
 from graphopt.backends.tvm.kernels.machine import Machine
@@ -86,37 +86,32 @@ class Search:
 
     def run(self, seconds: float, report: Callable[[Progress], None] = lambda progress: None) -> None:
         """Search for some time. An interrupt ends it at once; what was measured is kept."""
-        start = time.monotonic()
-        flying: dict[Future[Any], Batch] = {}
-        with ThreadPoolExecutor(len(self.bench.builders)) as pool:
+        end = time.monotonic() + seconds
+        flying: dict[Future[list[Row]], Batch] = {}
+        with ThreadPoolExecutor(self.bench.flights) as pool:
             try:
-                while (left := start + seconds - time.monotonic()) > 0:
-                    self._launch(pool, flying, set(), finals=left < _FINALS * seconds)
+                while (left := end - time.monotonic()) > 0:
+                    self._launch(pool, flying, finals=left < _FINALS * seconds)
                     if not flying:
                         break
                     done, _ = wait(flying, timeout=left, return_when=FIRST_COMPLETED)
-                    landed = [(flying.pop(future), future.result()) for future in done]
-                    waiting = {batch.task.key for batch, _ in landed}
-                    self._launch(pool, flying, waiting, finals=left < _FINALS * seconds)
-                    for batch, (library, rows) in landed:
-                        measured = [] if library is None else self.bench.measure(batch, library)
-                        self._note(batch, rows + measured)
-                        report(self.progress(start + seconds - time.monotonic(), str(batch.task)))
+                    for future in done:
+                        batch = flying.pop(future)
+                        self._note(batch, future.result())
+                        report(self.progress(end - time.monotonic(), str(batch.task)))
             finally:
-                self.bench.stop_builders()
+                self.bench.stop()
 
-    def _launch(
-        self, pool: ThreadPoolExecutor, flying: dict[Future[Any], Batch], waiting: set[str], *, finals: bool
-    ) -> None:
-        """Give every builder a batch, of tasks that none is at work on or waiting to be measured."""
-        while len(flying) < len(self.bench.builders):
+    def _launch(self, pool: ThreadPoolExecutor, flying: dict[Future[list[Row]], Batch], *, finals: bool) -> None:
+        """Have as many batches on their way as there can be, each of another task."""
+        while len(flying) < self.bench.flights:
             batch = self._planned.popleft() if self._planned else None
-            batch = batch or self.next_batch(waiting | {batch.task.key for batch in flying.values()}, finals=finals)
+            batch = batch or self.next_batch({batch.task.key for batch in flying.values()}, finals=finals)
             if batch is None:
                 return
             if not batch.name:
                 batch = replace(batch, name=self.database.plan(batch.task.key, batch.candidates))
-            flying[pool.submit(self.bench.build, batch)] = batch
+            flying[pool.submit(self.bench.rows, batch)] = batch
 
     def _note(self, batch: Batch, rows: list[Row]) -> None:
         task = batch.task

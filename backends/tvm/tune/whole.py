@@ -6,6 +6,7 @@ what is left does not make the model faster, all are. Either is remembered.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,25 +25,29 @@ if TYPE_CHECKING:
     from graphopt.model import Model
     from graphopt.target import Target
 
-__all__ = ["settled"]
+__all__ = ["in_turns", "settled"]
 
 _TOLERANCE = 1e-4
 """How far a tuned model may be from the untuned one, relative to the largest output: algorithms round differently."""
 
 _PROFILES, _ROUNDS = 3, 8
 
+_TURNS, _SECONDS = (20, 200), 3.0
+"""How often the two models take turns, at least and at most, and for how long where they are fast."""
+
+_QUANTILE = 0.2
+"""Of the times of a model, the one that counts: other processes make calls longer, never shorter."""
+
 
 def settled(
     model: Model, target: Target, machine: Machine, tasks: Tasks, tuned: Tuned, inputs: Sequence[Any]
 ) -> Outcome:
     """What to keep of the choices for a model; the ratio is of its time tuned over untuned."""
-    from graphopt.measure import Stopwatch
-
     nothing = Outcome(tasks.model, {}, {}, (), 1.0)
     tuned = _used(tasks, tuned)
     if not tuned.kernels and not tuned.algorithms:
         return nothing
-    watch, tensors = Stopwatch(target, machine.threads), list(inputs)
+    tensors = list(inputs)
 
     def build(choices: Tuned | None) -> TvmArtifact:
         made = TvmBackend().compile(model, target, threads=machine.threads, exact_float=machine.exact, tuned=choices)
@@ -57,10 +62,24 @@ def settled(
     every = tuple(sorted([*tuned.kernels, *tuned.algorithms]))
     if not (kept.kernels or kept.algorithms) or not _same(plain, better, tensors):
         return Outcome(tasks.model, {}, {}, every, 1.0)
-    ratio = watch.ratio(better, plain, tensors)
+    ratio = in_turns(better, plain, tensors)
     if ratio >= 1:
         return Outcome(tasks.model, {}, {}, every, 1.0)
     return Outcome(tasks.model, kept.algorithms, kept.kernels, tuple(sorted(slower)), ratio)
+
+
+def in_turns(better: TvmArtifact, plain: TvmArtifact, tensors: list[Any]) -> float:
+    """Time of the one over that of the other, in turns."""
+    times: dict[TvmArtifact, list[float]] = {better: [], plain: []}
+    least, most = _TURNS
+    start = time.perf_counter()
+    while len(times[plain]) < least or (len(times[plain]) < most and time.perf_counter() - start < _SECONDS):
+        order = (better, plain) if len(times[plain]) % 2 else (plain, better)
+        for artifact in order:
+            begin = time.perf_counter()
+            artifact.run(tensors)
+            times[artifact].append(time.perf_counter() - begin)
+    return float(np.quantile(times[better], _QUANTILE) / np.quantile(times[plain], _QUANTILE))
 
 
 def _used(tasks: Tasks, tuned: Tuned) -> Tuned:
@@ -90,7 +109,7 @@ def _by_site(artifact: TvmArtifact, tasks: Tasks, tuned: Tuned, tensors: list[An
     for kernel in profile(artifact, tensors, rounds=_ROUNDS, warmup=1).kernels:
         key = artifact.built.tasks.get(kernel.name, "")
         task = tasks.known.get(key)
-        found[task.problem if task is not None and task.problem in tuned.algorithms else key] += kernel.seconds
+        found[task.problem if task is not None and task.problem in tuned.algorithms else key] += kernel.fastest
     return found
 
 
