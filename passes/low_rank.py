@@ -10,13 +10,13 @@ from graphopt.errors import UsageError
 from graphopt.measure import Stopwatch
 from graphopt.names import nearest
 from graphopt.passes._factor_layers import Whole, find_layers
-from graphopt.passes._factor_problem import AWARE, SOLVERS, Solver
-from graphopt.passes._factor_refit import refit
+from graphopt.passes._factor_problem import SOLVERS, Solver
+from graphopt.passes._factor_refit import refit_last
 from graphopt.passes._low_rank_plan import ALLOCATIONS, Allocation, Asked, choose
 from graphopt.passes._output_error import OutputError
 from graphopt.passes._rank_choice import Chosen
 from graphopt.passes._rank_fisher import fisher
-from graphopt.passes._rank_options import FORMS, Made, Option, Problems, substitute
+from graphopt.passes._rank_options import FORMS, Option, Problems, substitute
 from graphopt.rewriter import Node, Rewriter
 from graphopt.space import Choices, Range, Space
 from graphopt.target import Target
@@ -102,7 +102,7 @@ class LowRank(Pass):
     rank: float | None = None
     target: str | None = None
     threads: int | None = None
-    forms: tuple[str, ...] = ("linear", "kxk-1x1", "1xk-kx1", "kx1-1xk", "1x1-kxk", "pivoted")
+    forms: tuple[str, ...] = ("linear", "kxk-1x1", "1xk-kx1", "kx1-1xk", "1x1-kxk")
     solver: Solver | None = None
     allocation: Allocation = "solve"
     step: int | None = None
@@ -123,8 +123,8 @@ class LowRank(Pass):
         rw.findings["layers"] = [_row(whole, chosen[whole.node.name]) for whole in taken]
         made = _put_in(rw, problems, taken, chosen)
         if rw.calib and made:
-            if asked.solver in AWARE and self.refit is not False:
-                refit(rw, problems, made)
+            if self.refit is not False:
+                refit_last(rw, original, rw.calib, made)
             else:
                 rw.findings["output error"] = {"factorised": OutputError(original, rw.calib).of(rw.model)}
 
@@ -197,18 +197,17 @@ def _check_value(budget: str, value: float) -> None:
         raise UsageError(f"{budget} is {value:g}, it has to be between 0 and 1")
 
 
-def _put_in(
-    rw: Rewriter, problems: Problems, taken: list[Whole], chosen: Chosen
-) -> dict[Whole, tuple[Option, Made]]:
-    """Replace layers; by those of the original, in order, what was put in their places."""
-    made: dict[Node, tuple[Option, Made]] = {}
+def _put_in(rw: Rewriter, problems: Problems, taken: list[Whole], chosen: Chosen) -> dict[Node, Node]:
+    """Replace layers; by their calls in the original, in order, the last ones of their factors."""
+    made: dict[Node, Node] = {}
     for problem in problems.of(taken):
         option = chosen[problem.whole.node.name]
         assert option.form is not None
-        factors = option.form.factors(problem, option.ranks)
-        made[problem.whole.node] = option, substitute(rw, problem.whole.onto(rw), option, factors)
+        made[problem.whole.node] = substitute(
+            rw, problem.whole.onto(rw), option.form, option.form.factors(problem, option.ranks)
+        )
     rw.model.touch()
-    return {whole: made[whole.node] for whole in taken}
+    return {whole.node: made[whole.node] for whole in taken}
 
 
 def _row(whole: Whole, option: Option) -> dict[str, Any]:
