@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sqlite3
 import time
@@ -39,6 +40,9 @@ IDENTITY = "graphopt"
 _BEAT, _SILENCE = 15, 120
 """Seconds between signs of life of a running trial, and after which it counts as dead."""
 _TRIES, _WAIT = 50, 0.2
+_IN_THE_WAY = re.compile(
+    "already exists|UNIQUE constraint|duplicate key|database is locked|no such table", re.IGNORECASE
+)
 _MARK = uuid.uuid4().hex[:8]
 
 
@@ -156,8 +160,8 @@ def _storage(address: str) -> BaseStorage:
                     heartbeat_stale_trial_callback=_retry,
                 )
             except Exception as error:
-                # Two processes that make the tables of a new storage at once get into each other's way.
-                if attempt == _TRIES - 1 or "already exists" not in str(error):
+                # Processes that make the tables of a new storage at once get into each other's way.
+                if attempt == _TRIES - 1 or not _IN_THE_WAY.search(str(error)):
                     raise
                 time.sleep(_WAIT)
     raise AssertionError("the last attempt returns or raises")
