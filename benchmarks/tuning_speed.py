@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tvm import IRModule, ir
 from tvm.s_tir import meta_schedule as ms
 
@@ -31,11 +33,12 @@ from graphopt.backends.tvm.tune.worker import Worker
 from graphopt.target import this_machine
 
 SECONDS = 60.0
-TRIALS, BATCH = 64, 64
-"""For MetaSchedule: how many candidates, and how many it compiles and runs at a time (its default)."""
+TRIALS, PATIENCE = 16, 300.0
+"""For MetaSchedule: how many candidates of each function, and seconds until one is given up, on a busy machine too."""
 KINDS = ("product", "convolution")
 """Of the functions that both can do: MetaSchedule has no other algorithms, and no kernels of two anchors."""
 KILLS = 10
+CORES = len(os.sched_getaffinity(0))
 
 
 def throughput(threads: int) -> dict[str, dict[str, Any]]:
@@ -54,23 +57,26 @@ def _ours(tasks: Tasks, some: list[Task], threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         database = Database(folder, Environment.of(target, threads, exact=False))
         workers = [Worker(BUILDER, (core,)) for core in cores]
-        start = time.perf_counter()
+        start, before = time.perf_counter(), processor_seconds()
         with Bench((json.dumps(target.to_json()), threads, False), workers, LocalMeasurer(on), on) as bench:
             search = Search(part, database, Machine.of(target, threads), bench, None)
             search.run(SECONDS)
-        passed = time.perf_counter() - start
+        passed, used = time.perf_counter() - start, processor_seconds() - before
         database.close()
-    return _rate(search.candidates, passed) | {"workers_started": sum(worker.starts for worker in workers) + 1}
+    return _rate(search.candidates, passed, used) | {"workers_started": sum(worker.starts for worker in workers) + 1}
 
 
 def _theirs(some: list[Task]) -> dict[str, Any]:
     """Its builder and runner on candidates that its own rules made, which is not counted."""
     target = tvm_target(this_machine())
-    builder, runner = ms.builder.LocalBuilder(), ms.runner.LocalRunner()
-    count, passed = 0, 0.0
+    builder, runner = (
+        ms.builder.LocalBuilder(max_workers=CORES, timeout_sec=PATIENCE),
+        ms.runner.LocalRunner(timeout_sec=PATIENCE),
+    )
+    count, passed, used = 0, 0.0, 0.0
     for task in some:
         candidates = list(_candidates(ir.load_json(task.function), target))
-        start = time.perf_counter()
+        start, before = time.perf_counter(), processor_seconds()
         built = builder.build([ms.builder.BuilderInput(c.sch.mod, target) for c in candidates])
         jobs = [
             ms.runner.RunnerInput(made.artifact_path, "llvm", candidate.args_info)
@@ -80,21 +86,43 @@ def _theirs(some: list[Task]) -> dict[str, Any]:
         results = [future.result() for future in runner.run(jobs)]
         passed += time.perf_counter() - start
         count += sum(result.error_msg is None for result in results)
-    return _rate(count, passed)
+        used += processor_seconds() - before
+    return _rate(count, passed, used)
 
 
 def _candidates(function: Any, target: Any) -> Iterator[Any]:
     module = IRModule({"main": function.with_attr("global_symbol", "main")})
     context = ms.TuneContext(
-        module, target=target, space_generator="post-order-apply", search_strategy="replay-trace", rand_state=1
+        module,
+        target=target,
+        space_generator="post-order-apply",
+        search_strategy="replay-trace",
+        rand_state=1,
+        num_threads=CORES,
     )
     spaces = context.generate_design_space()
-    context.pre_tuning(TRIALS, num_trials_per_iter=BATCH, design_spaces=spaces)
+    context.pre_tuning(TRIALS, num_trials_per_iter=TRIALS, design_spaces=spaces)
     yield from context.generate_measure_candidates() or []
 
 
-def _rate(candidates: int, seconds: float) -> dict[str, Any]:
-    return {"candidates": candidates, "seconds": round(seconds, 1), "per_second": round(candidates / seconds, 2)}
+def processor_seconds() -> float:
+    """What this process and those that it has ended have used; unlike the time of the clock, other processes do not
+    change it much."""
+    found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    running = sum(
+        sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True) if child.is_running()
+    )
+    return sum(used.ru_utime + used.ru_stime for used in found) + running
+
+
+def _rate(candidates: int, seconds: float, used: float) -> dict[str, Any]:
+    return {
+        "candidates": candidates,
+        "seconds": round(seconds, 1),
+        "per_second": round(candidates / seconds, 2),
+        "processor_seconds": round(used, 1),
+        "per_processor_second": round(candidates / used, 2),
+    }
 
 
 def kills(name: str, threads: int) -> dict[str, Any]:

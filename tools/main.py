@@ -28,6 +28,7 @@ from graphopt.tools.opt import opt
 from graphopt.tools.passes import passes
 from graphopt.tools.rank import rank
 from graphopt.tools.repro import repro
+from graphopt.tools.rpc_server import rpc_server
 from graphopt.tools.run import run
 from graphopt.tools.search import search
 from graphopt.tools.sensitivity import sensitivity
@@ -94,6 +95,7 @@ for _command in (
     repro,
     targets,
     tune,
+    rpc_server,
 ):
     app.command()(_command)
 app.command(cls=DiffCommand)(diff)

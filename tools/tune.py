@@ -56,6 +56,10 @@ def tune(
     exact_float: Annotated[
         bool, typer.Option("--exact-float", help="Use no algorithm that rounds more than the plain one.")
     ] = False,
+    tracker: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Measure on the machines that this tracker knows.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(metavar="NAME", help="Which of them, as `rpc-server --key` says.")] = None,
     merge: Annotated[
         list[Path] | None, typer.Option("--merge", metavar="DIR", help="First add what was measured elsewhere.")
     ] = None,
@@ -69,6 +73,8 @@ def tune(
     from graphopt.target import Target
 
     seconds, place = seconds_of(budget), database or cache_folder()
+    if (tracker is None) != (key is None):
+        raise UsageError("--tracker and --key go together", todo="name both, or neither to measure on this machine")
     where = Target.parse(target)
     added = _merged(place, merge or (), where, threads)
     if source is None:
@@ -79,7 +85,8 @@ def tune(
         from graphopt.tools.pipelines import apply, parse
 
     model, _ = apply(read_model(source), parse(pipeline))
-    found = tuned_model(model, where, place, seconds, threads=threads, exact_float=exact_float)
+    fleet = (tracker, key) if tracker is not None and key is not None else None
+    found = tuned_model(model, where, place, seconds, threads=threads, exact_float=exact_float, fleet=fleet)
     facts = {"input": source, "target": target, "database": str(place), "merged": added, **_facts(found)}
     if as_json:
         emit_json(facts)
@@ -88,16 +95,29 @@ def tune(
 
 
 def tuned_model(
-    model: Model, where: Target, place: Path, seconds: float, *, threads: int | None, exact_float: bool
+    model: Model,
+    where: Target,
+    place: Path,
+    seconds: float,
+    *,
+    threads: int | None,
+    exact_float: bool,
+    fleet: tuple[str, str] | None = None,
 ) -> Tuning:
-    """Tune with a progress bar, and say what is not as it should be."""
+    """Tune with a progress bar, and say what is not as it should be.
+
+    Args:
+        fleet: a tracker, and the key of the machines there to measure on.
+    """
     with working("starting"):
+        from graphopt.backends.tvm.tune.fleet import FleetMeasurer
         from graphopt.backends.tvm.tune.tuning import tune as tuned
 
+    options: dict[str, Any] = {"threads": threads, "exact_float": exact_float}
+    if fleet is not None:
+        options["measurer"] = FleetMeasurer(*fleet)
     with _bar(seconds) as report:
-        found = tuned(
-            model, where, database=place, budget=seconds, threads=threads, exact_float=exact_float, report=report
-        )
+        found = tuned(model, where, database=place, budget=seconds, report=report, **options)
     if found.interrupted:
         say("interrupted: what was measured so far is kept")
     if found.ignored:

@@ -72,7 +72,7 @@ def test_candidates_compute_what_the_rules_kernel_does(tasks: Tasks, kind: str, 
     assert answer["errors"] == [None] * (1 + len(found)) and answer["kind"] == kind
     names = tuple(dict.fromkeys(answer["names"]))
     assert len(names) > 1  # some of them are other code
-    job = Job(tmp_path / "candidates.so", names, task.arguments, 1, 0.02)
+    job = Job(tmp_path / "candidates.so", task.key, names, task.arguments, 1, 0.02)
     measured = runner.timed(ffi().load_module(str(job.library)), job.to_json())
     assert set(measured["seconds"]) == set(names) and all(len(s) >= 4 for s in measured["seconds"].values())
     assert max(measured["errors"].values()) < TOLERANCE, measured["errors"]
@@ -100,5 +100,7 @@ def test_the_runner_tells_wrong_results_from_right_ones() -> None:
         return lambda x, y: np.from_dlpack(y).fill(value)
 
     operands = [ffi().from_dlpack(np.ones(4, np.float32)) for _ in range(2)]
-    found = runner._errors({"a": writes(2), "b": writes(2), "c": writes(2.02), "d": writes(float("nan"))}, operands)
+    functions = {"a": writes(2), "b": writes(2), "c": writes(2.02), "d": writes(float("nan"))}
+    found, sample = runner._errors(functions, operands)
     assert found["a"] == found["b"] == 0 and found["c"] == pytest.approx(0.01, rel=1e-3) and found["d"] == float("inf")
+    assert sample == [2, 2, 2, 2]

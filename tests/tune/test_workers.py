@@ -218,11 +218,11 @@ def test_code_that_crashes_or_hangs_ends_a_process_and_nothing_else(tmp_path: Pa
     try:
         for name, status in (("aborts", "crash"), ("hangs", "timeout")):
             with pytest.raises(MeasuringFailed) as failure:
-                measurer.measure(Job(tmp_path / "odd.so", ("sound", name), TASK.arguments, 1, 0.1))
+                measurer.measure(Job(tmp_path / "odd.so", "key", ("sound", name), TASK.arguments, 1, 0.1))
             assert failure.value.status == status
         with pytest.raises(MeasuringFailed, match="has no function"):
-            measurer.measure(Job(tmp_path / "odd.so", ("sound", "missing"), TASK.arguments, 1, 0.1))
-        found = measurer.measure(Job(tmp_path / "odd.so", ("sound",), TASK.arguments, 1, 0.1))
+            measurer.measure(Job(tmp_path / "odd.so", "key", ("sound", "missing"), TASK.arguments, 1, 0.1))
+        found = measurer.measure(Job(tmp_path / "odd.so", "key", ("sound",), TASK.arguments, 1, 0.1))
         assert set(found.seconds) == {"sound"} and measurer.runner.starts == 3
     finally:
         measurer.close()

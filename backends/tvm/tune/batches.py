@@ -169,7 +169,7 @@ class Bench:
         return [_judged(batch.task.key, choices, measured, reference, name) for choices, name in names.items()]
 
     def _job(self, batch: Batch, library: _Library, names: tuple[str, ...]) -> Job:
-        return Job(library.path, names, batch.task.arguments, self.where[1], _ROUND_SECONDS)
+        return Job(library.path, batch.task.key, names, batch.task.arguments, self.where[1], _ROUND_SECONDS)
 
     def _each_alone(self, batch: Batch, library: _Library, reference: str) -> list[Row]:
         rows = []

@@ -31,11 +31,13 @@ class Job:
     """Functions of a library that compute the same.
 
     Attributes:
+        task: the key of what they compute.
         functions: of which the first is the one that the others are compared with.
         seconds: after which no further round begins.
     """
 
     library: Path
+    task: str
     functions: tuple[str, ...]
     arguments: tuple[Argument, ...]
     threads: int
@@ -44,6 +46,7 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         return {
             "library": str(self.library),
+            "task": self.task,
             "functions": list(self.functions),
             "arguments": [list(argument) for argument in self.arguments],
             "threads": self.threads,

@@ -23,6 +23,9 @@ _FEWEST_ROUNDS, _MOST_ROUNDS = 4, 16
 _HOPELESS = 1.2
 """Candidates that take so many times as long as the first are not looked at any longer."""
 
+_SAMPLE = 64
+"""Numbers of a result that tell whether two machines compute the same."""
+
 _CALLS = 2
 """Calls of a turn, of which the fastest counts."""
 
@@ -45,8 +48,12 @@ def timed(library: Any, request: dict[str, Any]) -> dict[str, Any]:
     sets = _operands(request["arguments"])
     library.get_function(START_THREADS)(int(request["threads"]))
     try:
-        errors = _errors(functions, sets[0])
-        return {"seconds": _rounds(functions, sets, float(request["seconds"])), "errors": errors}
+        errors, sample = _errors(functions, sets[0])
+        return {
+            "seconds": _rounds(functions, sets, float(request["seconds"])),
+            "errors": errors,
+            "sample": sample,
+        }
     finally:
         library.get_function(STOP_THREADS)()
 
@@ -82,8 +89,8 @@ def _quarters(chance: np.random.Generator, shape: list[int], columns: int) -> An
     return np.stack([a + d, a, b - d, c - a, d, a + b, c + d], axis=1)
 
 
-def _errors(functions: dict[str, Any], operands: list[Any]) -> dict[str, float]:
-    """How far each result is from the first function's, relative to its largest."""
+def _errors(functions: dict[str, Any], operands: list[Any]) -> tuple[dict[str, float], list[float]]:
+    """How far each result is from the first function's, relative to its largest; and some numbers of that one."""
     found: dict[str, float] = {}
     result: Any = np.from_dlpack(operands[-1])
     expected = None
@@ -97,7 +104,8 @@ def _errors(functions: dict[str, Any], operands: list[Any]) -> dict[str, float]:
         same_nan = np.array_equal(np.isnan(result), np.isnan(expected))
         far = float(np.nanmax(np.abs(result - expected), initial=0.0)) / largest
         found[name] = far if same_nan else math.inf
-    return found
+    flat = np.ravel(expected)
+    return found, [float(value) for value in flat[:: max(1, flat.size // _SAMPLE)][:_SAMPLE]]
 
 
 def _rounds(functions: dict[str, Any], sets: list[list[Any]], seconds: float) -> dict[str, list[float]]:

@@ -84,7 +84,7 @@ def tune(
         raise UsageError(
             f"code for '{where.cpu or where.arch}' cannot be measured here",
             why=foreign,
-            todo="tune on a machine of that kind, or name a tracker of such machines (--tracker)",
+            todo="tune on a machine of that kind, or on a fleet of them: --tracker HOST:PORT --key NAME",
         )
     machine = Machine.of(where, count, exact=exact_float)
     on, others = divided_cores(count)
