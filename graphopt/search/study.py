@@ -40,9 +40,7 @@ IDENTITY = "graphopt"
 _BEAT, _SILENCE = 15, 120
 """Seconds between signs of life of a running trial, and after which it counts as dead."""
 _TRIES, _WAIT = 50, 0.2
-_IN_THE_WAY = re.compile(
-    "already exists|UNIQUE constraint|duplicate key|database is locked|no such table", re.IGNORECASE
-)
+_IN_THE_WAY = re.compile("already exists|UNIQUE constraint|duplicate key|no such table", re.IGNORECASE)
 _MARK = uuid.uuid4().hex[:8]
 
 
