@@ -5,7 +5,7 @@
 
 A small net of `benchmarks.baselines`, one thread, one image. Passes calibrate with some images of the training part,
 the loss is measured on others of it, and the accuracy on the test part, which the search never sees. Nothing is
-fine-tuned.
+fine-tuned. The study is kept in the user's cache: another run goes on with it until there are enough trials.
 """
 
 from __future__ import annotations
