@@ -15,6 +15,7 @@ from tvm import IRModule, ir, s_tir, tirx, transform
 from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
+from graphopt.backends.tvm.flatten import flat
 from graphopt.backends.tvm.kernels.elementary import BY_LIBRARY, depends_on_condition, in_arithmetic, in_library
 
 __all__ = ["CPU_CODE"]
@@ -40,9 +41,9 @@ def _without_blocks() -> Any:
 def _flat() -> Any:
     return transform.Sequential(
         [
-            # First of all: FlattenBuffer makes wrong indices of sums of quotients that are not in simplest form.
+            # First of all: in sums of quotients in their simplest form `flat` sees what it must hide.
             tirx.transform.StmtSimplify(),
-            tirx.transform.FlattenBuffer(),
+            flat,
             tirx.transform.BF16ComputeLegalize(),
         ]
     )

@@ -13,6 +13,8 @@ from tvm import IRModule, s_tir, tirx, transform
 from tvm.s_tir.pipeline import default_s_tir_pipeline, finalize_device_passes, finalize_host_passes
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
+from graphopt.backends.tvm.flatten import flat, hide, show
+
 __all__ = ["GPU_CODE"]
 
 GPU_CODE = "graphopt.cuda"
@@ -23,7 +25,7 @@ def _written_code() -> Any:
     return transform.Sequential(
         [
             tirx.transform.StmtSimplify(),
-            tirx.transform.FlattenBuffer(),
+            flat,
             tirx.transform.BF16ComputeLegalize(),
             tirx.transform.NarrowDataType(32),
             tirx.transform.VectorizeLoop(),
@@ -44,9 +46,11 @@ def _gpu_code(module: IRModule, _context: Any) -> IRModule:
     functions: dict[Any, Any] = {}
     scheduled = {place: function for place, function in module.functions.items() if _has_blocks(function)}
     written = {place: function for place, function in module.functions.items() if place not in scheduled}
-    for part, passes in ((scheduled, default_s_tir_pipeline()[0]), (written, _written_code())):
-        if part:
-            functions.update(passes(IRModule(part, module.attrs)).functions)
+    if scheduled:
+        hidden = hide(IRModule(scheduled, module.attrs))
+        functions.update(show(default_s_tir_pipeline()[0](hidden)).functions)
+    if written:
+        functions.update(_written_code()(IRModule(written, module.attrs)).functions)
     return IRModule(functions, module.attrs)
 
 

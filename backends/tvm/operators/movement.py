@@ -256,7 +256,10 @@ def roll(call: Call, self: Any, shifts: Any, dims: Sequence[int] = ()) -> Any:
     sizes = ordered(self).shape
     if not dims:
         raise Refused("roll of a flattened tensor")
-    by = {normal_axis(axis, len(sizes)): shift for axis, shift in zip(dims, shifts, strict=True)}
+    by: dict[int, Any] = {}
+    for dim, shift in zip(dims, shifts, strict=True):
+        axis = normal_axis(dim, len(sizes))
+        by[axis] = by.get(axis, 0) + shift
     return shifted(
         call, self, lambda i: [tirx.floormod(at - by[a], sizes[a]) if a in by else at for a, at in enumerate(i)], "roll"
     )
