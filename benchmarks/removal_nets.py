@@ -18,7 +18,7 @@ from benchmarks.lively import calibrate, enliven
 from benchmarks.torchvision_ops import define_missing
 from graphopt.model import Model
 
-__all__ = ["MODELS"]
+__all__ = ["MODELS", "image_net", "language_net"]
 
 IMAGE_NETS = (
     "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "squeezenet1_1",
@@ -30,7 +30,7 @@ CALIBRATION_BATCH = 4
 VOCABULARY, TOKENS = 1000, 24
 
 
-def image_net(name: str) -> Model:
+def image_net(name: str, dtype: torch.dtype = torch.float64) -> Model:
     """A net of torchvision at its resolution."""
     define_missing()
     import torchvision
@@ -40,8 +40,8 @@ def image_net(name: str) -> Model:
         options["aux_logits"] = False
     size = 299 if name == "inception_v3" else RESOLUTION
     torch.manual_seed(0)
-    net = torchvision.models.get_model(name, weights=None, **options).double()
-    return _capture(net, torch.randn(CALIBRATION_BATCH, 3, size, size, dtype=torch.float64))
+    net = torchvision.models.get_model(name, weights=None, **options).to(dtype)
+    return _capture(net, torch.randn(CALIBRATION_BATCH, 3, size, size, dtype=dtype))
 
 
 def _capture(net: nn.Module, samples: Tensor) -> Model:
@@ -52,7 +52,7 @@ def _capture(net: nn.Module, samples: Tensor) -> Model:
     return go.capture(net, (samples[:1],))
 
 
-def language_net(name: str) -> Model:
+def language_net(name: str, dtype: torch.dtype = torch.float64) -> Model:
     """Widths and heads as published, a small vocabulary and a few layers."""
     define_missing()
     import transformers
@@ -89,7 +89,7 @@ def language_net(name: str) -> Model:
         ),
     }
     torch.manual_seed(0)
-    return _capture(made[name]().double(), torch.randint(VOCABULARY, (CALIBRATION_BATCH, TOKENS)))
+    return _capture(made[name]().to(dtype), torch.randint(VOCABULARY, (CALIBRATION_BATCH, TOKENS)))
 
 
 def llama_of_a_billion() -> Model:
