@@ -93,7 +93,7 @@ def _errors(functions: dict[str, Any], operands: list[Any]) -> tuple[dict[str, f
     """How far each result is from the first function's, relative to its largest; and some numbers of that one."""
     found: dict[str, float] = {}
     result: Any = np.from_dlpack(operands[-1])
-    expected = None
+    expected: Any = None
     for name, function in functions.items():
         result.fill(0)
         function(*operands)
