@@ -79,7 +79,7 @@ def _theirs(some: list[Task]) -> dict[str, Any]:
         start, before = time.perf_counter(), processor_seconds()
         built = builder.build([ms.builder.BuilderInput(c.sch.mod, target) for c in candidates])
         jobs = [
-            ms.runner.RunnerInput(made.artifact_path, "llvm", candidate.args_info)
+            ms.runner.RunnerInput(made.artifact_path, "cpu", candidate.args_info)
             for made, candidate in zip(built, candidates, strict=True)
             if made.error_msg is None
         ]
