@@ -95,9 +95,9 @@ def _break_even(out: int, inputs: int, taps: int) -> int:
 
 METHODS: dict[str, Callable[[nn.Module, float, Batches, int], nn.Module]] = {
     "low-rank": _ours(""),
-    "low-rank, fisher": _ours(",solver=fisher"),
-    "low-rank, not refitted": _ours(",refit=false"),
-    "ALDS": _ours(",allocation=alds,refit=false"),
+    "low-rank, two factors": _ours(",forms=linear;kxk-1x1;1xk-kx1;kx1-1xk;1x1-kxk"),
+    "low-rank, activation": _ours(",solver=activation"),
+    "ALDS": _ours(",allocation=alds"),
     "uniform SVD": _limited(_break_even),
     "Greenformer": _limited(_greenformer),
 }

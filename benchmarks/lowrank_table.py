@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-__all__ = ["PAGE", "RESULTS", "page", "table"]
+__all__ = ["MEMORY", "PAGE", "PRETRAINED", "RESULTS", "page", "table"]
 
 RESULTS = Path(__file__).parent / "results" / "lowrank.json"
+PRETRAINED, MEMORY = (RESULTS.with_stem(f"lowrank_{name}") for name in ("pretrained", "memory"))
 PAGE = Path(__file__).parent.parent / "docs" / "lowrank.md"
-BEGIN, END = "<!-- begin: python -m benchmarks.lowrank --table -->", "<!-- end -->"
+END = "<!-- end -->"
 
 
-def page(text: str, results: Mapping[str, Any]) -> str:
-    """The page with its generated part made anew."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{rest.split(END)[1]}"
+def page(text: str) -> str:
+    """The page with its generated parts made anew, as far as there are results."""
+    for program, file, made in (
+        ("lowrank", RESULTS, table),
+        ("lowrank_pretrained", PRETRAINED, pretrained_table),
+    ):
+        if file.exists():
+            begin = f"<!-- begin: python -m benchmarks.{program} --table -->"
+            before, rest = text.split(begin)
+            after = rest.split(END, 1)[1]
+            text = f"{before}{begin}\n\n{made(json.loads(file.read_text()))}\n\n{END}{after}"
+    return text
+
+
+def pretrained_table(results: Mapping[str, Any]) -> str:
+    """Markdown: for each of the pretrained models and every method one row."""
+    lines = []
+    if found := results.get("minilm"):
+        lines += ["| MiniLM | linear parameters | cosine | least | order | neighbour | pairs (original) | seconds |"]
+        lines += ["|---|---:|---:|---:|---:|---:|---:|---:|"]
+        for method, row in found["rows"].items():
+            numbers = [f"{row[name]:.3f}" for name in ("linear", "cosine", "least cosine", "order", "neighbour")]
+            pairs = f"{row['pairs']:.2f} ({row['original pairs']:.2f})"
+            lines.append(f"| {method} | {' | '.join(numbers)} | {pairs} | {row['seconds']:.0f} |")
+        lines += ["", f"{found['tested']} sentences, calibrated with {found['calibration']} others.", ""]
+    if found := results.get("efficientnet"):
+        lines += [
+            "| EfficientNet-Lite0 | parameters | agreement | photos of 4 | seconds |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        for part, methods in found["rows"].items():
+            for method, row in methods.items():
+                numbers = f"{row['agreement']:.3f} | {row['photos']} | {row['seconds']:.0f}"
+                lines.append(f"| {method} | {part} | {numbers} |")
+        lines += ["", f"{found['tested']} images, calibrated with {found['calibration']} others.", ""]
+    return "\n".join(lines).rstrip()
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -35,9 +69,13 @@ def _row(net: str, part: str, method: str, rows: list[Mapping[str, Any]]) -> str
     done = [row for row in rows if "after" in row]
     if not done:
         return f"| {net} | | {part} | {method} | refused: {rows[0]['refused']} | | | | | {len(rows)} |"
-    left = " | ".join(f"{mean(row[what] for row in done):.2f}" for what in ("parameters", "macs", "latency"))
+    left = " | ".join(_mean([row[what] for row in done if what in row]) for what in ("parameters", "macs", "latency"))
     accuracy = " | ".join(_spread([row[what] for row in done]) for what in ("before", "after"))
     return f"| {net} | {100 * done[0]['trained']:.1f} | {part} | {method} | {left} | {accuracy} | {len(done)} |"
+
+
+def _mean(values: list[float]) -> str:
+    return f"{mean(values):.2f}" if values else ""
 
 
 def _spread(values: list[float]) -> str:

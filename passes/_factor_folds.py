@@ -123,7 +123,12 @@ class Folded(Form):
         return [0, 2, 1, *(4 + a for a in self._second(whole)), 3, *(4 + a for a in self._axes(whole))]
 
     def _laid_out(self, whole: Whole, a: Tensor, b: Tensor) -> list[Tensor]:
-        """A [G, k, p, r] and B [G, k, r, q] as the weights of the two layers."""
+        """A [G, k, p, r] and B [G, k, r, q] as the weights of the two layers.
+
+        Both are of one size, channel by channel, so that they learn at one rate."""
+        sizes = (b.norm(dim=-1) / a.norm(dim=-2).clamp(min=1e-200)).sqrt()
+        sizes = torch.where(sizes > 0, sizes, 1.0)
+        a, b = a * sizes[..., None, :], b / sizes[..., None]
         first, second = self._pair(whole, b.shape[2])
         taps = [whole.kernel.size[axis] for axis in self._second(whole)]
         wide = a.reshape(whole.groups, self.parts, -1, *taps, b.shape[2])

@@ -138,7 +138,7 @@ class TrainOfRows(Form):
     """
 
     name: str = "tt"
-    solvers: ClassVar[Sequence[Solver]] = ("svd", "activation")
+    solvers: ClassVar[Sequence[Solver]] = ("svd", "activation", "fisher")
 
     def why_not(self, whole: Whole) -> str | None:
         if not whole.embedding:

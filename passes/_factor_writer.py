@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.fx.node import map_arg
 
 from graphopt.ops import lookup
 from graphopt.params import ParamKind
@@ -33,18 +34,29 @@ class Writer(Protocol):
     def tensor(self, leaf: str, value: Tensor) -> Node:
         """A stored tensor."""
 
+    def places(self, leaf: str, value: Tensor) -> Node:
+        """A stored tensor of integers, which nothing trains."""
+
 
 class Inside:
-    """Writes in front of a layer of a model, with tensors of the dtype, kind and precision of the layer's weight."""
+    """Writes in front of a layer of a model, with tensors of the dtype, kind and precision of the layer's weight.
+
+    Attributes:
+        calls, tensors: what was written, in order.
+    """
 
     def __init__(self, rw: Rewriter, whole: Whole) -> None:
         self.rw, self.whole = rw, whole
         self.source, self.bias = whole.source, whole.bias
         self.name = str(whole.weight.target)
         self.like = rw.params[self.name]
+        self.calls: list[Node] = []
+        self.tensors: list[Node] = []
 
     def call(self, op: Any, *args: Any) -> Node:
-        return self.rw.call(op, *args, before=self.whole.node, like=self.whole.node)
+        made = self.rw.call(op, *args, before=self.whole.node, like=self.whole.node)
+        self.calls.append(made)
+        return made
 
     def tensor(self, leaf: str, value: Tensor) -> Node:
         kind, precision = self.rw.params.kind(self.name), self.rw.params.precision.get(self.name)
@@ -54,6 +66,14 @@ class Inside:
         made = self.rw.add_tensor(f"{factor_base(self.name)}.{leaf}", stored, kind=kind, like=self.whole.node)
         if precision is not None:
             self.rw.params.precision[str(made.target)] = precision
+        self.tensors.append(made)
+        return made
+
+    def places(self, leaf: str, value: Tensor) -> Node:
+        stored = value.to(self.like.device)
+        name = f"{factor_base(self.name)}.{leaf}"
+        made = self.rw.add_tensor(name, stored, kind=ParamKind.BUFFER, like=self.whole.node)
+        self.tensors.append(made)
         return made
 
 
@@ -78,7 +98,7 @@ class Aside:
             self.bias = self._made(self.graph.create_node("get_attr", "bias"), value)
 
     def call(self, op: Any, *args: Any) -> Node:
-        values = [arg.meta["val"] if isinstance(arg, Node) else arg for arg in args]
+        values = map_arg(args, lambda node: node.meta["val"])
         node = self._made(self.graph.call_function(op, args), op(*values))
         self.calls.append(node)
         return node
@@ -86,6 +106,9 @@ class Aside:
     def tensor(self, leaf: str, value: Tensor) -> Node:
         self.parameters += value.numel()
         return self._made(self.graph.create_node("get_attr", leaf), value.to("meta", self._dtype))
+
+    def places(self, leaf: str, value: Tensor) -> Node:
+        return self._made(self.graph.create_node("get_attr", leaf), value.to("meta"))
 
     @property
     def macs(self) -> float:

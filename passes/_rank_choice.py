@@ -145,5 +145,5 @@ def smallest_enough(table: Table, kept: float) -> Chosen:
 
 
 def least_error(table: Table) -> Chosen:
-    """Of every layer the nearest of its factorisations; of one that has none the layer itself."""
-    return {name: min(options[1:] or options, key=lambda option: option.error) for name, options in table.items()}
+    """Of every layer the nearest of its factorisations, of equals the cheapest; or the layer itself."""
+    return {name: min(options[1:] or options, key=lambda o: (o.error, o.cost)) for name, options in table.items()}

@@ -16,6 +16,7 @@ from graphopt.passes._covariance import moments_of
 from graphopt.passes._factor_folds import Folded
 from graphopt.passes._factor_forms import Form, Ranks, Rows
 from graphopt.passes._factor_layers import Whole
+from graphopt.passes._factor_pivots import Pivoted
 from graphopt.passes._factor_problem import Problem, Solver
 from graphopt.passes._factor_tensors import Polyadic, Tucker
 from graphopt.passes._factor_trains import Train, TrainOfRows
@@ -23,7 +24,7 @@ from graphopt.passes._factor_writer import Inside
 from graphopt.passes._rank_prices import Price
 from graphopt.rewriter import Node, Rewriter
 
-__all__ = ["FORMS", "Option", "Problems", "Ranking", "empty_copy", "options_of", "substitute"]
+__all__ = ["FORMS", "Made", "Option", "Problems", "Ranking", "empty_copy", "options_of", "substitute"]
 
 FORMS: dict[str, tuple[Form, ...]] = {
     "linear": (Folded("linear", matrix=True),),
@@ -36,6 +37,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "cp": (Polyadic(),),
     "tt": (Train(), Train(cores=3), TrainOfRows()),
     "embedding": (Rows(),),
+    "pivoted": (Pivoted(Folded("linear", matrix=True)), Pivoted(Folded("kxk-1x1"))),
 }
 """By the names that users choose them by."""
 
@@ -151,7 +153,20 @@ def _why_none(problem: Problem, forms: Sequence[Form]) -> str:
     return told or f"no form that was asked for has the solver '{problem.solver}'"
 
 
-def substitute(rw: Rewriter, whole: Whole, form: Form, factors: Sequence[Tensor]) -> Node:
+@dataclass(frozen=True)
+class Made:
+    """Factors in the place of a layer.
+
+    Attributes:
+        calls: theirs, in order; the last one makes what the layer made.
+        tensors: theirs, in the order of `Form.factors`.
+    """
+
+    calls: list[Node]
+    tensors: list[Node]
+
+
+def substitute(rw: Rewriter, whole: Whole, option: Option, factors: Sequence[Tensor]) -> Made:
     """Put factors in the place of a layer.
 
     Raises:
@@ -160,10 +175,12 @@ def substitute(rw: Rewriter, whole: Whole, form: Form, factors: Sequence[Tensor]
     dtype = rw.fake(whole.weight).dtype
     if any(not bool(torch.isfinite(factor.to(dtype)).all()) for factor in factors):
         raise InputError(f"the factors of '{whole.name}' would not be finite in {dtype}", todo="leave it out (`leave`)")
-    made = form.write(Inside(rw, whole), whole, factors)
-    ranks = sorted({factor.shape[0] for factor in factors[:-1]})
-    rw.replace(whole.node, made, f"{form.name} of rank {', '.join(map(str, ranks))} for '{whole.name}'")
-    return made
+    form, writer = option.form, Inside(rw, whole)
+    assert form is not None
+    last = form.write(writer, whole, factors)
+    ranks = ", ".join(map(str, option.ranks))
+    rw.replace(whole.node, last, f"{form.name} of rank {ranks} for '{whole.name}'")
+    return Made(writer.calls, writer.tensors)
 
 
 def empty_copy(model: Model, chosen: Sequence[tuple[Whole, Option]]) -> Model:
@@ -174,7 +191,10 @@ def empty_copy(model: Model, chosen: Sequence[tuple[Whole, Option]]) -> Model:
     generator = torch.Generator().manual_seed(0)
     for whole, (_, option) in zip(places, chosen, strict=True):
         assert option.form is not None
-        drawn = [torch.randn(e.shape, generator=generator) for e in option.form.empty(whole, option.ranks)]
-        substitute(rw, whole, option.form, drawn)
+        empty = option.form.empty(whole, option.ranks)
+        drawn = [
+            torch.randn(e.shape, generator=generator) if e.is_floating_point() else torch.arange(len(e)) for e in empty
+        ]
+        substitute(rw, whole, option, drawn)
     copy.touch()
     return copy

@@ -10,13 +10,13 @@ from graphopt.errors import UsageError
 from graphopt.measure import Stopwatch
 from graphopt.names import nearest
 from graphopt.passes._factor_layers import Whole, find_layers
-from graphopt.passes._factor_problem import SOLVERS, Solver
-from graphopt.passes._factor_refit import refit_last
+from graphopt.passes._factor_problem import AWARE, SOLVERS, Solver
+from graphopt.passes._factor_refit import refit
 from graphopt.passes._low_rank_plan import ALLOCATIONS, Allocation, Asked, choose
 from graphopt.passes._output_error import OutputError
 from graphopt.passes._rank_choice import Chosen
 from graphopt.passes._rank_fisher import fisher
-from graphopt.passes._rank_options import FORMS, Option, Problems, substitute
+from graphopt.passes._rank_options import FORMS, Made, Option, Problems, substitute
 from graphopt.rewriter import Node, Rewriter
 from graphopt.space import Choices, Range, Space
 from graphopt.target import Target
@@ -39,7 +39,8 @@ class LowRank(Pass):
     Algebra:
         W [out, in * taps] = A [out, r] B [r, in * taps], for which the sum of |W x - A B x|^2 over the data is the tail
         sum over i > r of the eigenvalues of W C W^T, C = sum x x^T: B = U^T W and A = U, with U [out, r] the leading
-        eigenvectors. No inverse is taken, so that C may be singular. Without data C is the identity. Other foldings
+        eigenvectors. No inverse is taken, so that C may be singular. Without data C is the identity. Of r rows of A B
+        the others are combinations (`pivoted`): r (out + in * taps - r) numbers are enough. Other foldings
         take B in this measure as well, then A as the least squares of the outputs on what B makes. Choose ranks:
         minimise the sum over layers of s * tail / |W x|^2 subject to sum of costs <= budget, with s by how much an
         error there changes the model's outputs.
@@ -53,11 +54,12 @@ class LowRank(Pass):
         makes that has to be kept; `rank`, a number, or a part of each layer's full one. With a `target`, which a
         latency has in any case (`cpu`), a substitution that is not faster there, measured with `threads` threads, is
         not made. `forms`: `linear`, `kxk-1x1`, `1xk-kx1`, `kx1-1xk`, `1x1-kxk`, `grouped`, `tucker`, `cp`, `tt`,
-        `embedding`. `solver`: `activation` with calibration data and `svd` without by default, `fisher`, `semi-nmf`,
-        `random`. `allocation`: `solve`, `minimax` (the largest relative error of a layer is made small), `alds` (the
-        same on singular values, with foldings and groups chosen too). `step`, of which ranks are multiples (for a
-        latency as many as a vector holds, else 1); `only` and `leave`, names of layers or of modules that they are in;
-        `refit`, whether last factors are fitted to what they get then (with calibration data by default); `seed`.
+        `embedding`, `pivoted`. `solver`: by default `svd` without calibration data, else `fisher`, which weighs
+        errors by gradients of the model's outputs, and `activation` for an energy or a rank; `semi-nmf`, `random`.
+        `allocation`: `solve`, `minimax` (the largest relative error of a layer is made small), `alds` (the same on
+        singular values, with foldings and groups chosen too). `step`, of which ranks are multiples (for a latency as
+        many as a vector holds, else 1); `only` and `leave`, names of layers or of modules that they are in;
+        `refit`, whether factors are fitted to what they get then (with `fisher` and `activation` by default); `seed`.
 
     Safety:
         Lossy: train the result (`graphopt.train.finetune`). Refitting is kept only if it brings the outputs nearer on
@@ -102,7 +104,7 @@ class LowRank(Pass):
     rank: float | None = None
     target: str | None = None
     threads: int | None = None
-    forms: tuple[str, ...] = ("linear", "kxk-1x1", "1xk-kx1", "kx1-1xk", "1x1-kxk")
+    forms: tuple[str, ...] = ("linear", "kxk-1x1", "1xk-kx1", "kx1-1xk", "1x1-kxk", "pivoted")
     solver: Solver | None = None
     allocation: Allocation = "solve"
     step: int | None = None
@@ -123,8 +125,8 @@ class LowRank(Pass):
         rw.findings["layers"] = [_row(whole, chosen[whole.node.name]) for whole in taken]
         made = _put_in(rw, problems, taken, chosen)
         if rw.calib and made:
-            if self.refit is not False:
-                refit_last(rw, original, rw.calib, made)
+            if asked.solver in AWARE and self.refit is not False:
+                refit(rw, problems, made)
             else:
                 rw.findings["output error"] = {"factorised": OutputError(original, rw.calib).of(rw.model)}
 
@@ -145,13 +147,19 @@ class LowRank(Pass):
         unknown = [name for name in self.forms if name not in FORMS]
         if unknown or not self.forms:
             raise UsageError(f"there is no form '{', '.join(unknown)}'", todo=nearest(", ".join(unknown), FORMS))
-        solver: Solver = self.solver or ("activation" if rw.calib and self.allocation != "alds" else "svd")
+        solver = self.solver or self._usual_solver(rw, budget)
         self._check_choices(rw, solver, budget)
         target = self.target or ("cpu" if budget == "latency" else None)
         watch = None if target is None else Stopwatch(Target.parse(target), self.threads)
         forms = tuple(form for name in self.forms for form in FORMS[name])
         step = self.step or (max(1, watch.target.vector_bits // 32) if watch and budget == "latency" else 1)
         return Asked(budget, value, forms, solver, self.allocation, step, watch, self.seed)
+
+    def _usual_solver(self, rw: Rewriter, budget: str) -> Solver:
+        """Energies and ranks are of what layers make; a budget for all is spent by what arrives at the outputs."""
+        if not rw.calib or self.allocation == "alds":
+            return "svd"
+        return "activation" if budget in ("energy", "rank") else "fisher"
 
     def _check_choices(self, rw: Rewriter, solver: Solver, budget: str) -> None:
         for option, name, known in (("solver", solver, SOLVERS), ("allocation", self.allocation, ALLOCATIONS)):
@@ -197,17 +205,16 @@ def _check_value(budget: str, value: float) -> None:
         raise UsageError(f"{budget} is {value:g}, it has to be between 0 and 1")
 
 
-def _put_in(rw: Rewriter, problems: Problems, taken: list[Whole], chosen: Chosen) -> dict[Node, Node]:
-    """Replace layers; by their calls in the original, in order, the last ones of their factors."""
-    made: dict[Node, Node] = {}
+def _put_in(rw: Rewriter, problems: Problems, taken: list[Whole], chosen: Chosen) -> dict[Whole, tuple[Option, Made]]:
+    """Replace layers; by those of the original, in order, what was put in their places."""
+    made: dict[Node, tuple[Option, Made]] = {}
     for problem in problems.of(taken):
         option = chosen[problem.whole.node.name]
         assert option.form is not None
-        made[problem.whole.node] = substitute(
-            rw, problem.whole.onto(rw), option.form, option.form.factors(problem, option.ranks)
-        )
+        factors = option.form.factors(problem, option.ranks)
+        made[problem.whole.node] = option, substitute(rw, problem.whole.onto(rw), option, factors)
     rw.model.touch()
-    return {whole.node: made[whole.node] for whole in taken}
+    return {whole: made[whole.node] for whole in taken}
 
 
 def _row(whole: Whole, option: Option) -> dict[str, Any]:

@@ -120,11 +120,15 @@ def test_a_rank_of_ones_own() -> None:
     model = captured(net, x)
     small, report = factorise(model, "rank=8", [(x,)])
     assert [(row["layer"], row["rank"]) for row in report.findings["layers"]] == [("0", [8])]
-    assert reasons(report) == ["linear of rank 6 would take 324 instead of 288 parameters"]
+    assert reasons(report) == ["pivoted of rank 6 would take 288 instead of 288 parameters"]
     assert {name: tuple(p.shape) for name, p in small.named_parameters()} == {
-        "0.factors.0.weight": (8, 32), "0.factors.1.weight": (48, 8), "0.bias": (48,),
+        "0.factors.0.weight": (8, 32), "0.factors.1.weight": (40, 8), "0.bias": (48,),
         "2.weight": (6, 48), "2.bias": (6,),
     }  # fmt: skip
+    assert sorted(small.params["0.factors.order"].tolist()) == list(range(48))
+    plain, _ = factorise(model, "rank=8,forms=linear", [(x,)])
+    assert plain.params["0.factors.1.weight"].shape == (48, 8)
+    assert lost(small, model, x) == pytest.approx(lost(plain, model, x), rel=1e-3)
     half, _ = factorise(model, "rank=0.5", [(x,)])
     assert half.params["0.factors.0.weight"].shape == (16, 32)
 
@@ -202,7 +206,7 @@ def test_products_with_a_stored_matrix() -> None:
         v=nn.Parameter(torch.randn(40, 30)),
     )
     x = torch.randn(64, 4) @ torch.randn(4, 24)
-    small, report = factorise(captured(net, x), "rank=6", [(x,)])
+    small, report = factorise(captured(net, x), "rank=6,forms=linear", [(x,)])
     assert [row["layer"] for row in report.findings["layers"]] == ["addmm", "matmul"]
     assert sorted(small.params) == [
         "b",
@@ -306,7 +310,7 @@ def test_only_and_leave() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["kxk-1x1", "1xk-kx1", "kx1-1xk", "1x1-kxk", "grouped", "tucker", "cp", "tt", "embedding"]
+    "form", ["kxk-1x1", "1xk-kx1", "kx1-1xk", "1x1-kxk", "grouped", "tucker", "cp", "tt", "embedding", "pivoted"]
 )
 def test_every_form_can_be_asked_for(form: str) -> None:
     torch.manual_seed(0)

@@ -1,0 +1,110 @@
+"""Two factors without what they have twice: some outputs are computed, and the others from these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from scipy.linalg import qr
+from torch import Tensor
+
+from graphopt.passes._factor_folds import Folded
+from graphopt.passes._factor_forms import Form, Ranks
+from graphopt.passes._factor_layers import Whole
+from graphopt.passes._factor_problem import Problem, Solver
+from graphopt.passes._factor_writer import Writer, write_kernel
+from graphopt.passes._kernel import Kernel
+from graphopt.rewriter import Node
+
+__all__ = ["Pivoted"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Pivoted(Form):
+    """A B of rank r [out, in * taps] as r of its rows, from which the other rows are made: with the rows in order,
+
+        A B = [V; C V],  V = A_p B [r, in * taps],  C = A_n A_p^-1 [out - r, r],
+
+    A_p the rows of A of the pivots, which a QR decomposition with column pivoting of A^T chooses, and A_n the others.
+    That is r (out + in * taps - r) numbers in the place of r (out + in * taps), and never more than the layer has.
+    (Zhao et al., Pivoting Factorization, ICML 2025.) The first layer computes the pivots, a second one without a window
+    the others; both are put in order. Groups each by themselves.
+
+    Attributes:
+        of: what finds A and B; the second of its layers has no window.
+    """
+
+    of: Folded
+    name: str = "pivoted"
+    solvers: ClassVar[Sequence[Solver]] = ("svd", "activation", "fisher", "random")
+
+    def why_not(self, whole: Whole) -> str | None:
+        return self.of.why_not(whole) or ("its groups make one output each" if _outputs(whole) == 1 else None)
+
+    def full(self, whole: Whole) -> Ranks:
+        return self.of.full(whole)
+
+    @property
+    def is_direct(self) -> bool:
+        return True
+
+    def errors(self, problem: Problem, wanted: Sequence[Ranks]) -> list[float]:
+        return self.of.errors(problem, wanted)
+
+    def empty(self, whole: Whole, ranks: Ranks) -> list[Tensor]:
+        new, groups, (rank,) = whole.kernel.weight.new_empty, whole.groups, ranks
+        rest = groups * (_outputs(whole) - rank)
+        return [
+            new(groups * rank, *whole.kernel.weight.shape[1:]),
+            new(rest, rank, *(1 for _ in whole.kernel.size)),
+            new(whole.kernel.outputs, dtype=torch.int64),
+        ]
+
+    def factors(self, problem: Problem, ranks: Ranks) -> list[Tensor]:
+        whole, (rank,) = problem.whole, ranks
+        b, a = self.of.factors(problem, ranks)
+        a, b = a.reshape(whole.groups, -1, rank), b.reshape(whole.groups, rank, -1)
+        pivots, others, mixed = [], [], []
+        for group, rows in enumerate(a):
+            order = torch.from_numpy(qr(rows.T.numpy(), mode="r", pivoting=True)[1].astype("int64"))
+            first, last = order[:rank].sort().values, order[rank:].sort().values
+            pivots.append(first + group * len(rows))
+            others.append(last + group * len(rows))
+            b[group] = rows[first] @ b[group]
+            mixed.append(torch.linalg.lstsq(rows[first].T, rows[last].T).solution.T)
+        # Where an output is found behind both layers: the inverse of their order.
+        order = torch.cat((*pivots, *others)).argsort()
+        shapes = [factor.shape for factor in self.empty(whole, ranks)]
+        return [b.reshape(shapes[0]), torch.cat(mixed).reshape(shapes[1]), order]
+
+    def dense(self, whole: Whole, factors: Sequence[Tensor]) -> Tensor:
+        first, second, order = factors
+        rows = first.reshape(whole.groups, second.shape[1], -1)
+        made = second.reshape(whole.groups, -1, second.shape[1]) @ rows
+        return torch.cat((rows.flatten(0, 1), made.flatten(0, 1)))[order].reshape(whole.kernel.weight.shape)
+
+    def write(self, writer: Writer, whole: Whole, factors: Sequence[Tensor]) -> Node:
+        first, second, order = factors
+        axes, k = whole.kernel.axes, whole.kernel
+        axis = 1 if axes else len(whole.shape) - 1
+        window = Kernel(first, None, k.stride, k.padding, k.dilation, k.groups)
+        point = Kernel(second, None, (1,) * axes, ((0, 0),) * axes, (1,) * axes, k.groups)
+        pivots = write_kernel(writer, writer.source, window, "0")
+        others = write_kernel(writer, pivots, point, "1")
+        both = writer.call(aten.cat.default, [pivots, others], axis)
+        made = writer.call(aten.index_select.default, both, axis, writer.places("order", order))
+        if writer.bias is None:
+            return made
+        bias = writer.bias
+        if axes:
+            bias = writer.call(aten.reshape.default, bias, [-1, *(1 for _ in range(axes))])
+        return writer.call(aten.add.Tensor, made, bias)
+
+
+def _outputs(whole: Whole) -> int:
+    """Of one group."""
+    return whole.kernel.outputs // whole.groups
