@@ -18,11 +18,12 @@ from graphopt.transform import Edit, EditKind, Report
 
 __all__ = ["PIPELINES", "measure", "nets", "rediscovered"]
 
-PIPELINES = ("exact", "prune-channels{macs=0.6}", "exact,prune-channels{params=0.7}")
+PIPELINES = ("exact", "prune-channels{macs=0.6}", "low-rank{params=0.4}", "exact,prune-channels{params=0.7}")
 
 _KINDS = {
     "prune-channels": {"pruned", "rewritten"},
     "fold-batch-norm": {"rewritten"},
+    "low-rank": {"rewritten"},
     "merge-parallel-linear": {"rewritten"},
 }
 """Kinds of entry that an edit of a pass may be found as; elsewhere a region that is gone or became another."""

@@ -18,6 +18,7 @@ _Element = tuple[str, int]
 
 _AFFINE = {"add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "rsub.Scalar", "add.Scalar", "mul.Scalar"}
 _ABSORBED = {"batch norm", "layer norm", "matrix product", "convolution", "group_norm", "rms_norm"}
+_PRODUCTS = {"matrix product", "convolution"}
 _REORDERED = {"getitem", "split_with_sizes", "split.Tensor", "chunk", "slice.Tensor", "cat", "unbind.int"}
 
 
@@ -154,6 +155,8 @@ def _absorbs(change: Change, name: str) -> bool:
         return name in _AFFINE or family(name) in ("transposition", "shape")
     if change.kind != "weight":
         return False
+    if change.tensor is not None and change.tensor.relation == "resized" and family(name) in _PRODUCTS:
+        return True  # a layer that became two factors, or two that became one
     if change.tensor is not None and change.tensor.relation in ("resized", "sliced"):
         return name in _REORDERED  # products that were merged, and whose results are taken apart
     return name in _AFFINE or family(name) in _ABSORBED

@@ -17,10 +17,10 @@ from tests.diff.nets import NETS, captured
 def test_the_journal_is_rediscovered(name: str) -> None:
     net, inputs = nets(small=True)[name]()
     model = go.capture(net, inputs)
-    for pipeline in PIPELINES[:2]:
+    for pipeline, least in zip(PIPELINES, (20, 20, 5), strict=False):
         after, reports = go.run(model, pipeline, check=False)
         right, edits, missed = rediscovered(model, after, reports)
-        assert edits >= 20 and right >= 0.95 * edits, missed
+        assert edits >= least and right >= 0.95 * edits, missed
 
 
 @pytest.mark.parametrize(("name", "optimize"), [("mobile", False), ("transformer", True)])
