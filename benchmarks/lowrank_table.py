@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-__all__ = ["MEMORY", "PAGE", "PRETRAINED", "RESULTS", "page", "table"]
+__all__ = ["PAGE", "PRETRAINED", "RESULTS", "page", "table"]
 
 RESULTS = Path(__file__).parent / "results" / "lowrank.json"
-PRETRAINED, MEMORY = (RESULTS.with_stem(f"lowrank_{name}") for name in ("pretrained", "memory"))
+PRETRAINED = RESULTS.with_stem("lowrank_pretrained")
 PAGE = Path(__file__).parent.parent / "docs" / "lowrank.md"
 END = "<!-- end -->"
 
