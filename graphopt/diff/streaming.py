@@ -12,9 +12,10 @@ import torch
 
 __all__ = ["Distance", "distance", "wide"]
 
-_PIECE = 1 << 16
-"""Elements of float32 read at once: so few that they and their difference stay in the cache of a core. Of others half
-as many, which torch converts in this thread, as waiting for more threads would take longer.
+_PIECE = 1 << 18
+"""Elements of float32 read at once: so few that they and their difference stay in a cache, and so many that what Python
+does for a piece takes no time beside them. Of others half as many, which torch converts in this thread, as waiting for
+more threads would take longer.
 """
 _ROW = 1 << 13
 """Elements of one product: those of more than 10,000 are shared among threads by OpenBLAS."""
