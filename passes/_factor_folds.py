@@ -128,7 +128,7 @@ class Folded(Form):
         Both are of one size, channel by channel, so that they learn at one rate."""
         sizes = (b.norm(dim=-1) / a.norm(dim=-2).clamp(min=1e-200)).sqrt()
         sizes = torch.where(sizes > 0, sizes, 1.0)
-        a, b = a * sizes[..., None, :], b / sizes[..., None]
+        a, b = a * sizes[..., None, :].to(a.dtype), b / sizes[..., None]
         first, second = self._pair(whole, b.shape[2])
         taps = [whole.kernel.size[axis] for axis in self._second(whole)]
         wide = a.reshape(whole.groups, self.parts, -1, *taps, b.shape[2])
@@ -181,7 +181,8 @@ class _Fold:
     def __init__(self, form: Folded, problem: Problem) -> None:
         self.form, self.problem = form, problem
         whole = problem.whole
-        self.matrix = form.folded(whole, problem.weight)
+        self.reduced = problem.reduced if form.matrix else None
+        self.matrix = form.folded(whole, problem.weight) if self.reduced is None else self.reduced.matrix[None, None]
         self.scaled = self._on_outputs(0, self.matrix)
         self.moments = None if problem.moments is None else form.metric(whole, problem.moments)
         self._bases: dict[bool, Tensor] = {}
@@ -225,15 +226,18 @@ class _Fold:
 
     def _projected(self, rank: int, *, aware: bool) -> tuple[Tensor, Tensor]:
         u = self.basis(aware=aware, count=rank)[..., :rank]
-        return self._on_outputs(1, u), u.transpose(-1, -2) @ self.scaled
+        encoder = u.transpose(-1, -2) @ self.scaled
+        if self.reduced is not None:
+            return self.reduced.decoder(u[0, 0])[None, None], encoder
+        return self._on_outputs(1, u), encoder
 
     def _on_outputs(self, which: int, matrix: Tensor) -> Tensor:
         """The root of what outputs count, or its inverse, times [G, k, p, n]."""
         roots = self.problem.roots
-        if roots is None:
+        if roots is None or self.reduced is not None:
             return matrix
         by_output = matrix.reshape(*matrix.shape[:2], roots[which].shape[-1], -1)
-        return (roots[which][:, None] @ by_output).reshape(matrix.shape)
+        return self.problem.by_outputs(which, by_output).reshape(matrix.shape)
 
     def _refitted(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """A moved to what is nearest on the data: least squares of the outputs on what B makes of all windows."""

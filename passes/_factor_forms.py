@@ -49,7 +49,7 @@ class Form(ABC):
 
     @abstractmethod
     def factors(self, problem: Problem, ranks: Ranks) -> list[Tensor]:
-        """The factors in float64."""
+        """The factors in float64, or large ones in a dtype that holds what the layer's own does."""
 
     @abstractmethod
     def dense(self, whole: Whole, factors: Sequence[Tensor]) -> Tensor:
@@ -94,10 +94,8 @@ class Rows(Form):
 
     def factors(self, problem: Problem, ranks: Ranks) -> list[Tensor]:
         u = self._basis(problem)[:, : ranks[0]]
-        if problem.roots is None:
-            return [problem.weight @ u, u]
-        root, back = problem.roots
-        return [problem.weight @ (root[0] @ u), back[0] @ u]
+        both = [problem.by_outputs(which, u[None])[0] for which in (0, 1)]
+        return [problem.weight @ both[0], both[1]]
 
     def errors(self, problem: Problem, wanted: Sequence[Ranks]) -> list[float]:
         u = self._basis(problem)
@@ -124,4 +122,4 @@ class Rows(Form):
     @staticmethod
     def _scaled(problem: Problem) -> Tensor:
         """[features, entries], in the measure of the outputs."""
-        return problem.weight.T if problem.roots is None else problem.roots[0][0] @ problem.weight.T
+        return problem.by_outputs(0, problem.weight.T[None])[0]

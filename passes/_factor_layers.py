@@ -87,16 +87,15 @@ class Whole:
         return self.kernel.weight[0].numel()
 
     def dense(self, rw: Rewriter) -> Tensor:
-        """The weight in float64, laid out as `kernel.weight`."""
+        """The weight, laid out as `kernel.weight`."""
         stored = rw.tensor(self.weight)
         assert stored is not None
-        wide = stored.double()
-        wide = wide.T if self.across else wide
-        return wide if self.alpha == 1 else wide * self.alpha
+        plain = stored.detach().T if self.across else stored.detach()
+        return plain if self.alpha == 1 else plain.double() * self.alpha
 
     def stored(self, dense: Tensor) -> Tensor:
         """A dense weight in the layout of the stored one: the inverse of `dense`."""
-        plain = dense / self.alpha
+        plain = dense if self.alpha == 1 else dense / self.alpha
         return (plain.T if self.across else plain).contiguous()
 
 

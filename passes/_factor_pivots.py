@@ -22,6 +22,9 @@ __all__ = ["Pivoted"]
 
 aten = torch.ops.aten
 
+_ROWS = 4096
+"""Looked at together."""
+
 
 @dataclass(frozen=True)
 class Pivoted(Form):
@@ -70,12 +73,12 @@ class Pivoted(Form):
         a, b = a.reshape(whole.groups, -1, rank), b.reshape(whole.groups, rank, -1)
         pivots, others, mixed = [], [], []
         for group, rows in enumerate(a):
-            order = torch.from_numpy(qr(rows.T.numpy(), mode="r", pivoting=True)[1].astype("int64"))
-            first, last = order[:rank].sort().values, order[rank:].sort().values
+            first = _independent(rows, rank)
+            last = torch.ones(len(rows), dtype=torch.bool).index_fill(0, first, False).nonzero()[:, 0]
             pivots.append(first + group * len(rows))
             others.append(last + group * len(rows))
-            b[group] = rows[first] @ b[group]
-            mixed.append(torch.linalg.lstsq(rows[first].T, rows[last].T).solution.T)
+            b[group] = rows[first].double() @ b[group]
+            mixed += [_combinations(rows[first], rows[part]) for part in last.split(_ROWS)]
         # Where an output is found behind both layers: the inverse of their order.
         order = torch.cat((*pivots, *others)).argsort()
         shapes = [factor.shape for factor in self.empty(whole, ranks)]
@@ -84,8 +87,14 @@ class Pivoted(Form):
     def dense(self, whole: Whole, factors: Sequence[Tensor]) -> Tensor:
         first, second, order = factors
         rows = first.reshape(whole.groups, second.shape[1], -1)
-        made = second.reshape(whole.groups, -1, second.shape[1]) @ rows
-        return torch.cat((rows.flatten(0, 1), made.flatten(0, 1)))[order].reshape(whole.kernel.weight.shape)
+        places = order.argsort()
+        made = first.new_empty(whole.kernel.outputs, whole.columns)
+        made[places[: len(first)]] = rows.flatten(0, 1)
+        each = len(second) // whole.groups
+        for group, pivots in enumerate(rows):
+            for part in torch.arange(group * each, (group + 1) * each).split(_ROWS):
+                made[places[len(first) + part]] = second[part].flatten(1).to(made.dtype) @ pivots
+        return made.reshape(whole.kernel.weight.shape)
 
     def write(self, writer: Writer, whole: Whole, factors: Sequence[Tensor]) -> Node:
         first, second, order = factors
@@ -103,6 +112,28 @@ class Pivoted(Form):
         if axes:
             bias = writer.call(aten.reshape.default, bias, [-1, *(1 for _ in range(axes))])
         return writer.call(aten.add.Tensor, made, bias)
+
+
+def _independent(rows: Tensor, count: int) -> Tensor:
+    """Which `count` rows [p, r] of all make the others with small numbers, in order: those that a QR decomposition of
+    their transpose with column pivoting takes first. Of very many rows a few from every part play against each other.
+    (Demmel, Grigori, Gu and Xiang, Communication Avoiding Rank Revealing QR Factorization with Column Pivoting, 2015.)
+    """
+    left, width = torch.arange(len(rows)), max(_ROWS, 2 * count)
+    while len(left) > width:
+        left = torch.cat([part[_first_pivots(rows[part], count)] for part in left.split(width)])
+    return left[_first_pivots(rows[left], count)].sort().values
+
+
+def _first_pivots(rows: Tensor, count: int) -> Tensor:
+    order = qr(rows.T.double().numpy(), mode="r", pivoting=True, overwrite_a=True)[1]
+    return torch.from_numpy(order[:count].astype("int64"))
+
+
+def _combinations(pivots: Tensor, rows: Tensor) -> Tensor:
+    """Of the pivots [r, r] that rows [n, r] are: [n, r], in their dtype."""
+    found: Tensor = torch.linalg.lstsq(pivots.double().T, rows.double().T).solution
+    return found.T.to(rows.dtype)
 
 
 def _outputs(whole: Whole) -> int:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from graphopt.passes._factor_layers import Whole
+from graphopt.passes._factor_reduced import Reduced, is_long
 
 __all__ = ["AWARE", "SOLVERS", "Problem", "Solver", "basis", "nearest_decoder"]
 
@@ -41,18 +42,32 @@ class Problem:
     """One layer to factorise.
 
     Attributes:
-        weight: float64, laid out as `whole.kernel.weight`.
+        stored: the weight, laid out as `whole.kernel.weight`.
         moments: C [groups, n, n], or [entries] of an embedding; None for the identity.
-        outer: F [groups, m, m], m outputs a group, what errors of the outputs count; None for the identity.
+        outer: F [groups, m, m], m outputs a group, what errors of the outputs count, or its diagonal [groups, m]; None
+            for the identity.
         seed: of random factors and random projections.
     """
 
     whole: Whole
-    weight: Tensor
+    stored: Tensor
     solver: Solver = "svd"
     moments: Tensor | None = None
     outer: Tensor | None = None
     seed: int = 0
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """In float64."""
+        return self.stored.double()
+
+    @cached_property
+    def reduced(self) -> Reduced | None:
+        """A square matrix in the place of a linear layer with very many outputs."""
+        apart = self.outer is None or self.outer.dim() == 2
+        if self.whole.embedding or not apart or self.solver not in ("svd", *AWARE) or not is_long(self.stored):
+            return None
+        return Reduced(self.stored, None if self.roots is None else self.roots[0][0].square())
 
     @property
     def is_aware(self) -> bool:
@@ -61,14 +76,26 @@ class Problem:
 
     @cached_property
     def roots(self) -> tuple[Tensor, Tensor] | None:
-        """The square root of F, made regular by a ridge, and the inverse of that: [groups, m, m] both."""
+        """The square root of F, made regular by a ridge, and the inverse of that: [groups, m, m] both, or [groups, m].
+        """
         if self.outer is None:
             return None
+        if self.outer.dim() == 2:
+            unit = self.outer.mean(-1, keepdim=True).clamp(min=1e-200)
+            each = (self.outer + _DAMPING * unit).sqrt()
+            return each, 1 / each
         values, vectors = torch.linalg.eigh(self.outer)
         unit = values.mean(-1, keepdim=True).clamp(min=1e-200)
         roots = (values.clamp(min=0) + _DAMPING * unit).sqrt()[..., None, :]
         back = vectors.transpose(-1, -2)
         return (vectors * roots) @ back, (vectors / roots) @ back
+
+    def by_outputs(self, which: int, rows: Tensor) -> Tensor:
+        """The root of F, or its inverse, times rows [groups, ..., m, n], one of an output each."""
+        if self.roots is None:
+            return rows
+        root = self.roots[which].reshape(len(rows), *[1] * (rows.dim() - 3), *self.roots[which].shape[1:])
+        return rows * root[..., None] if self.roots[which].dim() == 2 else root @ rows
 
     def error(self, dense: Tensor) -> float:
         """Of a weight in the place of the layer's."""
@@ -77,17 +104,21 @@ class Problem:
     @cached_property
     def energy(self) -> float:
         """The error of zeros, which errors are relative to."""
-        return self._size(self.weight)
+        if self.reduced is None:
+            return self._size(self.weight)
+        return _weighed(self.reduced.matrix[None], self.moments)
 
     def _size(self, difference: Tensor) -> float:
         whole = self.whole
         rows = difference.T[None] if whole.embedding else difference.reshape(whole.groups, -1, whole.columns)
-        if self.roots is not None:
-            rows = self.roots[0] @ rows
-        if self.moments is None:
-            return float(torch.linalg.vector_norm(rows)) ** 2
-        read = rows * self.moments if whole.embedding else rows @ self.moments
-        return float((read * rows).sum())
+        return _weighed(self.by_outputs(0, rows), self.moments)
+
+
+def _weighed(rows: Tensor, moments: Tensor | None) -> float:
+    """tr(rows C rows^T), C being a diagonal where it has one number for a column."""
+    if moments is None:
+        return float(torch.linalg.vector_norm(rows)) ** 2
+    return float(((rows * moments if moments.dim() == 1 else rows @ moments) * rows).sum())
 
 
 def basis(matrix: Tensor, metric: Tensor | None, problem: Problem, count: int | None = None) -> Tensor:

@@ -103,7 +103,7 @@ class _Fit:
         self.tensors = [named[node.name] for node in made.tensors]
         self.bias, self.fixed = None, None
         rw = Rewriter(problems.model)
-        self.start = whole.dense(rw).reshape(whole.groups, -1, whole.columns)
+        self.start = whole.dense(rw).double().reshape(whole.groups, -1, whole.columns)
         if whole.bias is not None:
             bias = rw.tensor(whole.bias)
             assert bias is not None

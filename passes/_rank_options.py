@@ -86,7 +86,7 @@ class Problems:
     def _problem(self, rw: Rewriter, whole: Whole, moments: Tensor | None) -> Problem:
         weight = whole.dense(rw)
         # A sum in float64 is finite just where all are, and takes no memory.
-        if not bool(torch.isfinite(weight.sum())):
+        if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
             raise InputError(
                 f"the weight of '{whole.name}' is not finite",
                 why="an element of it is NaN or infinite",
