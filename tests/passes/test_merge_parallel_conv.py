@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphopt as go
+from tests.compare import relative_error
 from tests.passes.apply import Net, apply, errors_at, gradients, operators, reasons
 from tests.passes.branched import Branches, GhostBlock, MobileOneBlock, RepVGGBlock, trained
 
@@ -69,6 +72,31 @@ def test_mobileone_blocks_are_two_convolutions_each() -> None:
         assert operators(after) == ["conv2d", "relu"] * 4
     groups = [node.args[6] for node in after.graph.nodes if operators(after) and "conv2d" in str(node.target)]
     assert groups == [8, 1, 12, 1]
+
+
+def test_of_many_blocks_the_merged_net_is_as_near_to_the_truth_as_the_net_was() -> None:
+    """Both round in float32, so from each other they may be as far as their two errors together. Against float64, over
+    eight batches: merging adds nothing to what the net's own rounding does. And in float64 merging is exact."""
+
+    def net() -> nn.Module:
+        return nn.Sequential(MobileOneBlock(8, 16, 2), *(MobileOneBlock(16, 16) for _ in range(7)))
+
+    single = trained(net, (8, *ODD))
+    truth = copy.deepcopy(single).double()
+    batches = [torch.randn(2, 8, *ODD) for _ in range(8)]
+
+    def error(model: Callable[[Tensor], Tensor]) -> float:
+        """Relative to the largest value, the geometric mean over all batches."""
+        with torch.no_grad():
+            errors = [relative_error(model(x).double(), truth(x.double())) for x in batches]
+        return math.exp(sum(map(math.log, errors)) / len(errors))
+
+    _, after, _ = apply(single, batches[:1], "exact")
+    assert operators(after) == ["conv2d", "relu"] * 16
+    assert 1e-7 < error(after) <= 1.25 * error(single) < 1e-5
+    x = batches[0].double()
+    _, exact, _ = apply(truth, (x,), "exact")
+    assert operators(exact) == operators(after) and errors_at(truth, exact, (x,)) <= 1e-13
 
 
 def test_ghost_blocks_keep_one_convolution_for_each_half() -> None:
