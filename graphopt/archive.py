@@ -9,14 +9,18 @@ example.safetensors  integer and boolean example inputs, which say what indices 
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -43,24 +47,39 @@ _FILES = ("model.json", "graph.json", _WEIGHTS, "example.safetensors")
 
 
 def save_gopt(model: Model, path: Path) -> None:
-    """Write `model`; a folder when `path` is one already, else a zip file. Two writes of one model are equal bytes."""
-    contents = _contents(model)
+    """Write `model`; a folder when `path` is one already, else a zip file. Two writes of one model are equal bytes.
+
+    Weights go from where they are to the file: no copy of them is made in memory.
+    """
+    contents, tensors = _contents(model)
     with write_whole(path) as scratch:
-        if path.is_dir():
-            scratch.mkdir()
-            for name, data in contents.items():
-                (scratch / name).write_bytes(data)
+        folder = scratch if path.is_dir() else scratch.parent / "parts"
+        folder.mkdir()
+        for name, data in contents.items():
+            (folder / name).write_bytes(data)
+        with _dtypes_told(tensors):
+            try:
+                save_file(tensors, folder / _WEIGHTS)
+            except SafetensorError as error:  # what the system said, in words
+                raise OSError(str(error)) from error
+        if folder is scratch:
             return
-        with zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name, data in contents.items():
-                archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo's default date keeps the bytes the same
+        with zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED) as archive:
+            for name in _FILES:
+                # ZipInfo's default date keeps the bytes the same.
+                with (
+                    (folder / name).open("rb") as source,
+                    archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as to,
+                ):
+                    shutil.copyfileobj(source, to, 2**20)
 
 
 def load_gopt(path: Path, *, mapped: bool = False) -> Model:
     """Read a model and verify it.
 
     Args:
-        mapped: leave the weights on disk until they are looked at, unchecked, for models larger than memory.
+        mapped: leave the weights on disk until they are looked at, unchecked, for models larger than memory; what
+            passes make of them goes to scratch files.
 
     Raises:
         LoadError: for a missing part, damaged JSON or tensors, another schema, or a graph that does not verify.
@@ -76,7 +95,7 @@ def load_gopt(path: Path, *, mapped: bool = False) -> Model:
         weights = map_tensors(path, _WEIGHTS) if mapped else None
         if weights is None:
             weights = tensors_from_bytes(data.get(_WEIGHTS) or _read(path, (_WEIGHTS,))[_WEIGHTS])
-        model = _assemble(header, json.loads(data["graph.json"]), weights, data["example.safetensors"])
+        model = _assemble(header, json.loads(data["graph.json"]), weights, data["example.safetensors"], mapped)
         verify(model)
     except LoadError:
         raise
@@ -87,7 +106,8 @@ def load_gopt(path: Path, *, mapped: bool = False) -> Model:
     return model
 
 
-def _contents(model: Model) -> dict[str, bytes]:
+def _contents(model: Model) -> tuple[dict[str, bytes], dict[str, torch.Tensor]]:
+    """All files but that of the weights, and these."""
     tensors, kinds, aliases = _tensors(model)
     header = {
         "schema": SCHEMA,
@@ -108,12 +128,10 @@ def _contents(model: Model) -> dict[str, bytes]:
         for position, tensor in enumerate(model.example)
         if not tensor.is_floating_point() and not tensor.is_complex()
     }
-    return {
-        "model.json": _json(header),
-        "graph.json": _json(graph_to_json(model)),
-        "weights.safetensors": _pack(tensors),
-        "example.safetensors": _pack(example),
-    }
+    with _dtypes_told(example):
+        packed = bytes(tensors_to_bytes(example))
+    files = {"model.json": _json(header), "graph.json": _json(graph_to_json(model)), "example.safetensors": packed}
+    return files, tensors
 
 
 def _tensors(model: Model) -> tuple[dict[str, torch.Tensor], dict[str, list[Any]], dict[str, str]]:
@@ -134,9 +152,11 @@ def _tensors(model: Model) -> tuple[dict[str, torch.Tensor], dict[str, list[Any]
     return tensors, kinds, aliases
 
 
-def _pack(tensors: Mapping[str, torch.Tensor]) -> bytes:
+@contextmanager
+def _dtypes_told(tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """A refusal of safetensors as one of ours."""
     try:
-        return bytes(tensors_to_bytes(dict(tensors)))
+        yield
     except (KeyError, ValueError, RuntimeError) as error:
         dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
         raise UnsupportedError(
@@ -159,7 +179,11 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def _assemble(
-    header: Mapping[str, Any], graph: Mapping[str, Any], weights: Mapping[str, torch.Tensor], example: bytes
+    header: Mapping[str, Any],
+    graph: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    example: bytes,
+    mapped: bool,
 ) -> Model:
     signature = Signature.from_json(header["signature"])
     wrong = [name for name in header["arguments"] if not str(name).isidentifier()]
@@ -176,6 +200,7 @@ def _assemble(
         empty_module(), signature, shapes, mode=header["mode"], kept=header["kept"], history=header["history"]
     )
     _add_tensors(model, header, weights)
+    model.params.mapped = mapped
     model.module.graph = graph_from_json(graph, model, sizes)
     model.graph._codegen = make_codegen(header["arguments"], in_spec, out_spec)
     model.touch()

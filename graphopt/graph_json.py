@@ -19,6 +19,7 @@ __all__ = ["graph_from_json", "graph_to_json"]
 
 _NAMESPACES = ("aten", "torchvision")
 _FORBIDDEN = ("from_file",)  # operators that reach outside the model
+_BITWISE = ("__and__", "__or__", "__xor__", "__lshift__", "__rshift__")  # of names in underscores the only operators
 _SIZE_FUNCTIONS = {f"size.{function.__name__}": function for function in SIZE_ARITHMETIC}
 _TORCH_VALUES = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 
@@ -109,7 +110,7 @@ def _target_from_json(text: str) -> Any:
         return _SIZE_FUNCTIONS[text]
     namespace, _, rest = text.partition(".")
     name, _, overload = rest.partition(".")
-    if namespace not in _NAMESPACES or name in _FORBIDDEN or name.startswith("__"):
+    if namespace not in _NAMESPACES or name in _FORBIDDEN or (name.startswith("__") and name not in _BITWISE):
         raise LoadError(f"the operator '{text}' may not be in a file")
     packet = getattr(getattr(torch.ops, namespace), name, None)
     found = getattr(packet, overload, None) if isinstance(packet, torch._ops.OpOverloadPacket) else None

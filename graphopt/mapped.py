@@ -1,10 +1,12 @@
-"""Tensors of a safetensors file that stay on disk until they are looked at, also where the file lies in a zip file."""
+"""Tensors that stay on disk until they are looked at: of a safetensors file, also where that lies in a zip file, and
+new ones in scratch files."""
 
 from __future__ import annotations
 
 import json
 import mmap
 import struct
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from math import prod
@@ -15,7 +17,7 @@ import torch
 
 from graphopt.errors import LoadError
 
-__all__ = ["map_tensors"]
+__all__ = ["map_tensors", "on_disk"]
 
 _DTYPES = {
     "F64": torch.float64,
@@ -37,6 +39,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_SCRATCH = 2**20
+"""Bytes from which a new tensor gets a file."""
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Of a zip file's local header: the signature, and the lengths of the name and of the extra field behind it."""
 
@@ -63,6 +67,21 @@ def map_tensors(path: Path, member: str) -> dict[str, torch.Tensor] | None:
     header = json.loads(whole[start + 8 : start + 8 + length])
     rows = {name: row for name, row in header.items() if name != "__metadata__"}
     return {name: _tensor(whole, start + 8 + length, start + size, name, row) for name, row in rows.items()}
+
+
+def on_disk(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a large tensor in a scratch file without a name, which is gone with the tensor; a small one as it is.
+
+    The file lies where temporary files do (`TMPDIR`). The copy may be written to.
+    """
+    if tensor.numel() * tensor.element_size() < _SCRATCH or tensor.layout is not torch.strided:
+        return tensor
+    plain = tensor.detach().cpu().contiguous()
+    with tempfile.TemporaryFile() as stream:
+        stream.write(memoryview(plain.flatten().view(torch.uint8).numpy()))
+        stream.flush()
+        whole = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    return torch.frombuffer(whole, dtype=torch.uint8).view(tensor.dtype).reshape(tensor.shape)
 
 
 def _place(path: Path, member: str) -> tuple[int, int]:

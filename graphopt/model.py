@@ -188,6 +188,7 @@ class Model:
             copy.params.add(name, copies[id(tensor)], kind)
         copy.params.masks = dict(self.params.masks)
         copy.params.precision = dict(self.params.precision)
+        copy.params.mapped = self.params.mapped
         copy.touch()
         return copy
 

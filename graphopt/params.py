@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from graphopt.errors import GraphoptError
+from graphopt.mapped import on_disk
 
 __all__ = ["UNSAFE", "Entry", "ParamKind", "ParamTable"]
 
@@ -42,12 +43,14 @@ class ParamTable(Mapping[str, torch.Tensor]):
 
     `masks` marks elements of a parameter that must stay zero (bool, of the parameter's shape); `precision` names the
     dtype that a floating-point parameter is meant to be stored in. Names that share one tensor are ties: they were
-    one tensor in the user's module and must stay one.
+    one tensor in the user's module and must stay one. Where tensors are `mapped` from a file, large new ones are kept
+    on disk as well.
     """
 
     module: fx.GraphModule
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
     precision: dict[str, str] = field(default_factory=dict)
+    mapped: bool = False
     _names: dict[int, set[str]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -131,6 +134,7 @@ class ParamTable(Mapping[str, torch.Tensor]):
             owner = child
         if hasattr(owner, leaf):
             raise GraphoptError(f"'{name}' cannot be added: the name is taken")
+        tensor = self._placed(tensor)
         if kind is ParamKind.PARAMETER:
             owner.register_parameter(leaf, tensor if isinstance(tensor, nn.Parameter) else _as_parameter(tensor))
         else:
@@ -143,6 +147,7 @@ class ParamTable(Mapping[str, torch.Tensor]):
         """Give `name`, and every name tied to it, a new value; the old tensor is left as it is."""
         old = self[name]
         kind = self.kind(name)
+        tensor = self._placed(tensor)
         if kind is ParamKind.PARAMETER:
             tensor = _as_parameter(tensor, requires_grad=old.requires_grad)
         for alias in self.aliases(name):
@@ -172,6 +177,14 @@ class ParamTable(Mapping[str, torch.Tensor]):
             count += 1
             name = f"{wanted}_{count}"
         return name
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On disk where the others are."""
+        if not self.mapped or tensor.device.type != "cpu":
+            return tensor
+        placed = on_disk(tensor)
+        parameter = isinstance(tensor, nn.Parameter) and placed is not tensor
+        return nn.Parameter(placed, requires_grad=tensor.requires_grad) if parameter else placed
 
     def _note(self, name: str) -> None:
         if self._names is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,31 @@ def damaged(path: Path, member: str, change: Callable[[dict], None]) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
+
+
+def test_every_operator_that_is_known_comes_back() -> None:
+    from graphopt.graph_json import _target_from_json, _target_to_json
+    from graphopt.ops.table import SIZE_ARITHMETIC, TABLE
+
+    graph = torch.fx.Graph()
+    known: list[object] = [*SIZE_ARITHMETIC]
+    for name in TABLE:
+        packet, _, overload = name.partition(".")
+        known.append(getattr(getattr(torch.ops.aten, packet), overload or "default"))
+    assert len(known) > 400
+    for target in known:
+        assert _target_from_json(_target_to_json(graph.call_function(target))) is target
+
+
+def test_masks_may_be_combined(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def forward(self, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+            return torch.where((x > 0) & seen, x, 0.0)
+
+    inputs = torch.randn(3, 4), torch.rand(3, 4) > 0.5
+    model = go.capture(Masked(), inputs)
+    model.save(tmp_path / "net.gopt")
+    assert torch.equal(go.load(tmp_path / "net.gopt")(*inputs), model(*inputs))
 
 
 def call_of(data: dict, target: str) -> dict:
@@ -235,18 +261,46 @@ def test_unknown_suffix_and_missing_folder(tmp_path: Path) -> None:
         small().save(tmp_path / "no" / "net.gopt")
 
 
-def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("full_at", ["model.json", "weights.safetensors", "the zip file"])
+def test_failed_write_leaves_the_old_file(tmp_path: Path, full_at: str) -> None:
     path = tmp_path / "net.gopt"
-    small().save(path)
+    model = go.capture(torch.nn.Linear(200, 200), (torch.randn(2, 200),))
+    model.save(path)
     before = path.read_bytes()
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
-    with pytest.raises(UsageError, match="No space left"):
-        small().save(path)
+    with zipfile.ZipFile(path) as archive:
+        weights = archive.getinfo("weights.safetensors").file_size
+    most = {"model.json": 100, "weights.safetensors": weights // 2, "the zip file": weights}[full_at]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        with pytest.raises(UsageError, match="File too large"):
+            model.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_made_of_a_mapped_model_is_on_disk(tmp_path: Path) -> None:
+    """Its new tensors are the right ones, may be written to, and are saved; the file stays as it was."""
+    path, out = tmp_path / "net.gopt", tmp_path / "small.gopt"
+    model = go.capture(torch.nn.Linear(900, 800).eval(), (torch.randn(2, 900),))
+    model.save(path)
+    before = path.read_bytes()
+    mapped = go.load(path, mapped=True)
+    assert mapped.params.mapped and not model.params.mapped and not go.load(path).params.mapped
+    small, plain = (go.run(one, "low-rank{params=0.9,forms=linear}")[0] for one in (mapped, model))
+    for (name, tensor), (other, expected) in zip(small.params.items(), plain.params.items(), strict=True):
+        assert name == other and type(tensor) is type(expected) and tensor.requires_grad == expected.requires_grad
+        assert torch.equal(tensor, expected)
+        large = tensor.numel() * 4 >= 2**20
+        assert tensor.untyped_storage().resizable() == (not large)  # memory that is mapped cannot grow
+    assert sum(tensor.numel() * 4 >= 2**20 for tensor in small.params.values()) == 2
+    small.save(out)
+    with torch.no_grad():
+        for tensor in small.params.values():
+            tensor.zero_()
+    assert all(torch.equal(a, b) for a, b in zip(go.load(out).params.values(), plain.params.values(), strict=True))
+    assert path.read_bytes() == before
 
 
 def test_callable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graphopt.errors import UsageError
+from graphopt.errors import LoadError, UsageError
 from graphopt.tools.console import working
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ Source = Annotated[
     str,
     typer.Argument(metavar="IN", help="A .onnx, .pt2 or .gopt file, or module:callable.", show_default=False),
 ]
+_LARGE = 2**30
+"""Bytes."""
 PipelineText = Annotated[
     str,
     typer.Option("-p", "--pipeline", help="Passes in order.", autocompletion=_complete_pipeline),
@@ -70,7 +73,7 @@ def is_bundle(source: str) -> bool:
 
 
 def read_model(source: str) -> Model:
-    """Load a model, with progress.
+    """Load a model, with progress. The weights of a large `.gopt` file stay on disk.
 
     Raises:
         LoadError, UnsupportedError: as `graphopt.load`.
@@ -78,7 +81,22 @@ def read_model(source: str) -> Model:
     with working(f"reading {source}"):
         from graphopt.frontends import load
 
-        return load(source)
+        path = Path(source)
+        large = path.suffix == ".gopt" and path.is_file() and path.stat().st_size >= _LARGE
+        if large:
+            _check_sums(path)
+        return load(source, mapped=large)
+
+
+def _check_sums(path: Path) -> None:
+    """Notice damage to the parts of a zip file, which nothing does once they are mapped."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise LoadError(f"'{path}' is no .gopt model", why=str(error)) from error
+    if wrong is not None:
+        raise LoadError(f"'{path}' is damaged", why=f"the checksum of {wrong} is another one")
 
 
 def check_output(path: Path, *, ours: str | None) -> None:

@@ -23,7 +23,8 @@ def load(source: str | os.PathLike[str], *, mapped: bool = False) -> Model:
     """Read a model from a file, or from `module:callable`, a function that returns `(nn.Module, example_inputs)`.
 
     Args:
-        mapped: leave the weights of a `.gopt` file on disk until they are looked at; damage to them is not noticed.
+        mapped: leave the weights of a `.gopt` file on disk until they are looked at, and large new ones on disk as
+            well; damage to the file's is not noticed.
 
     Raises:
         LoadError: for a missing, damaged or foreign file.
