@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from graphopt.analysis.widths import layer_macs
-from graphopt.deployed import Deployed
-from graphopt.depth import Piece, one_stage, two_stage
 from graphopt.errors import UsageError
 from graphopt.measure import Stopwatch
 from graphopt.model import Model
 from graphopt.passes._linearise import start
 from graphopt.passes._merge_losses import Losses, values_at
+from graphopt.passes._merge_plan import Goal, Planner
 from graphopt.passes._merge_table import Candidate, Replacement, Table
 from graphopt.passes._merged_layer import Price, why_not_finite
 from graphopt.passes._output_error import OutputError
 from graphopt.passes._regression import fitted
 from graphopt.rewriter import Node, Rewriter
-from graphopt.solve import BudgetError
 from graphopt.space import Choices, Range, Space
 from graphopt.target import Target
 from graphopt.transform import Contract, Pass
 
 __all__ = ["MergeLayers"]
 
-_ROUNDS = 10
 _ENOUGH = {"macs": 0.98, "latency": 0.95}
 """Of the budget: when a plan that meets it uses enough of it."""
 
@@ -64,7 +60,9 @@ class MergeLayers(Pass):
 
     Safety:
         Lossy: train the result (`graphopt.train.finetune`). The table of losses is measured on the calibration data,
-        latencies of single layers on the target, and the budget on the whole compiled model.
+        latencies of single layers on the target, and the budget on the whole compiled model. Plans are coarse where
+        layers are few: where more than a twentieth of a latency is left unused (a fiftieth of `macs`), the report has
+        what the next larger plan takes, and loses.
 
     Cost:
         For every candidate a regression and a run over the calibration data; remembered on disk, so that another
@@ -116,12 +114,14 @@ class MergeLayers(Pass):
             return
         original = rw.model.clone(share_tensors=True)
         losses = Losses(original, rw.calib, self.importance, self.tune)
-        goal = _Goal(original, self._watch() if name == "latency" else None)
-        planner = _Planner(table, losses.of(table.candidates), goal, two_stage=self.plan == "two-stage")
-        chosen = planner.within(part, _ENOUGH[name])
-        rw.findings |= {"budget": {name: part}, "achieved": {name: planner.reached}}
-        rw.findings["merged"] = [_row(one, planner.losses[one.label]) for one in chosen]
-        _merge(rw, original, chosen, self.seed)
+        goal = Goal(original, self._watch() if name == "latency" else None)
+        planner = Planner(table, losses.of(table.candidates), goal, two_stage=self.plan == "two-stage")
+        plan = planner.within(part, _ENOUGH[name])
+        rw.findings |= {"budget": {name: part}, "achieved": {name: plan.reached, "loss": plan.loss}}
+        if planner.beyond is not None and planner.beyond.loss < plan.loss:
+            rw.findings["next larger plan"] = {name: planner.beyond.reached, "loss": planner.beyond.loss}
+        rw.findings["merged"] = [_row(one, planner.losses[one.label]) for one in plan.chosen]
+        _merge(rw, original, plan.chosen, self.seed)
 
     def _watch(self) -> Stopwatch:
         return Stopwatch(Target.parse(self.target), self.threads)
@@ -149,95 +149,7 @@ class MergeLayers(Pass):
         return name, part
 
 
-class _Goal:
-    """What of the original's cost a model reaches: multiply-accumulates, or measured seconds of compiled code."""
-
-    def __init__(self, original: Model, watch: Stopwatch | None) -> None:
-        self.original = original
-        self.deployed = None if watch is None else Deployed(original, watch)
-
-    def reached(self, chosen: list[Candidate]) -> float:
-        if not chosen:
-            return 1.0
-        copy = self.original.clone(share_tensors=True)
-        rw = Rewriter(copy)
-        replacement = Replacement(rw)
-        for one in chosen:
-            part = replacement.region(one)
-            replacement.replace(part, start(rw, part, one.size))
-        copy.touch()
-        if self.deployed is None:
-            return sum(layer_macs(copy).values()) / sum(layer_macs(self.original).values())
-        return self.deployed.part(copy)
-
-
-class _Planner:
-    """Plans by the tables, corrected by what the plans are measured to reach."""
-
-    def __init__(self, table: Table, losses: dict[str, float], goal: _Goal, *, two_stage: bool) -> None:
-        self.table, self.losses, self.goal, self.two_stage = table, losses, goal, two_stage
-        self.reached = 1.0
-
-    def within(self, part: float, enough: float) -> list[Candidate]:
-        """The plan that uses most of the budget among those that keep it.
-
-        Raises:
-            BudgetError: when there is none.
-        """
-        aim = part * sum(self.table.costs)
-        best: tuple[float, list[Candidate]] | None = None
-        over, under = math.inf, 0.0  # aims whose plans cost too much, and ones whose plans could cost more
-        smallest = 1.0
-        for _ in range(_ROUNDS):
-            try:
-                chosen = self._chosen(aim)
-            except BudgetError:
-                chosen = self._cheapest()
-            reached = self.goal.reached(chosen)
-            smallest = min(smallest, reached)
-            if reached <= part and (best is None or reached > best[0]):
-                best = reached, chosen
-            if enough * part <= reached <= part or (reached > part and chosen == self._cheapest()):
-                break
-            over, under = (min(over, aim), under) if reached > part else (over, max(under, aim))
-            aim *= part * (1 + enough) / 2 / reached  # the middle of what is good enough
-            if not under < aim < over:
-                aim = (under + over) / 2
-        if best is None:
-            raise BudgetError(
-                f"a part of {part:g} cannot be reached: {smallest:.2g} is the smallest that was",
-                why="layers that cannot become one, or would not be cheaper, stay",
-                todo="ask for less, raise `largest` or `longest`, or prune channels as well",
-            )
-        self.reached = best[0]
-        return best[1]
-
-    def _cheapest(self) -> list[Candidate]:
-        pieces = [Piece(p.start, p.end, 0.0, p.cost, p.option) for p in self._pieces()]
-        return _merged(one_stage(len(self.table.costs) - 1, pieces, 1.0))
-
-    def _chosen(self, aim: float) -> list[Candidate]:
-        places = len(self.table.costs) - 1
-        if not self.two_stage:
-            return _merged(one_stage(places, self._pieces(), aim))
-        whole: dict[tuple[int, int], Candidate] = {(one.start, one.end): one for one in self.table.candidates}
-        costs = {(i, i + 1): self.table.costs[i + 1] for i in range(places)} | {k: one.cost for k, one in whole.items()}
-        losses = {(i, i + 1): 0.0 for i in range(places)} | {k: self.losses[one.label] for k, one in whole.items()}
-        stretches = two_stage(places, costs, losses, aim)
-        return [
-            whole[piece.start, piece.end] for one in stretches for piece in one if (piece.start, piece.end) in whole
-        ]
-
-    def _pieces(self) -> list[Piece]:
-        kept = [Piece(place, place + 1, cost, 0.0) for place, cost in enumerate(self.table.costs[1:])]
-        return kept + [Piece(c.start, c.end, c.cost, self.losses[c.label], c) for c in self.table.candidates]
-
-
-def _merged(plan: list[Piece]) -> list[Candidate]:
-    return [piece.option for piece in plan if piece.option is not None]
-
-
-def _merge(rw: Rewriter, original: Model, chosen: list[Candidate], seed: int) -> None:
+def _merge(rw: Rewriter, original: Model, chosen: Sequence[Candidate], seed: int) -> None:
     """Replace regions in order, each fitted to what the original makes of what it gets now."""
     replacement = Replacement(rw)
     for one in chosen:

@@ -331,6 +331,15 @@ def test_a_latency_is_planned_by_layers_and_met_by_the_whole(monkeypatch: pytest
     small, report = merge(model, "merge-layers{latency=0.6}", calib)
     assert report.findings["achieved"]["latency"] == pytest.approx(seconds(small) / seconds(model)) and report.edits
     assert 0.3 < report.findings["achieved"]["latency"] <= 0.6
+    lost = [row["loss"] for row in report.findings["merged"]]
+    assert report.findings["achieved"]["loss"] == pytest.approx(sum(lost))
+    _, wide = merge(model, "merge-layers{latency=0.95}", calib)
+    assert wide.findings["next larger plan"] == {"latency": 1.0, "loss": 0.0}  # nothing but the net as it is
+    below = wide.findings["achieved"]["latency"] - 1e-6
+    _, narrow = merge(model, f"merge-layers{{latency={below}}}", calib)
+    assert narrow.findings["achieved"]["latency"] < 0.95 * below
+    assert narrow.findings["next larger plan"] == wide.findings["achieved"]
+    assert narrow.findings["achieved"]["loss"] > wide.findings["achieved"]["loss"]
 
 
 # Refusals
