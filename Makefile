@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.graphopt-installed
 # Two test workers, one thread each: more threads than cores slow every kernel down.
 JOBS ?= 2
+# With it every process, and the tests start dozens, compiles torch's Python sources again, which takes five seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 PAGE := graphopt/diff/page
 LAYOUT := $(PAGE)/vendor/elk-worker.min.js
