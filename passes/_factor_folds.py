@@ -228,7 +228,8 @@ class _Fold:
         u = self.basis(aware=aware, count=rank)[..., :rank]
         encoder = u.transpose(-1, -2) @ self.scaled
         if self.reduced is not None:
-            return self.reduced.decoder(u[0, 0])[None, None], encoder
+            decoder = self.reduced.decoder(u[0, 0])[None, None]
+            return decoder, encoder.to(decoder.dtype)
         return self._on_outputs(1, u), encoder
 
     def _on_outputs(self, which: int, matrix: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class Pivoted(Form):
             last = torch.ones(len(rows), dtype=torch.bool).index_fill(0, first, False).nonzero()[:, 0]
             pivots.append(first + group * len(rows))
             others.append(last + group * len(rows))
-            b[group] = rows[first].double() @ b[group]
+            b[group] = rows[first].double() @ b[group].double()
             mixed += [_combinations(rows[first], rows[part]) for part in last.split(_ROWS)]
         # Where an output is found behind both layers: the inverse of their order.
         order = torch.cat((*pivots, *others)).argsort()
@@ -93,7 +93,7 @@ class Pivoted(Form):
         each = len(second) // whole.groups
         for group, pivots in enumerate(rows):
             for part in torch.arange(group * each, (group + 1) * each).split(_ROWS):
-                made[places[len(first) + part]] = second[part].flatten(1).to(made.dtype) @ pivots
+                made[places[len(first) + part]] = second[part].flatten(1) @ pivots
         return made.reshape(whole.kernel.weight.shape)
 
     def write(self, writer: Writer, whole: Whole, factors: Sequence[Tensor]) -> Node:

@@ -92,16 +92,23 @@ def test_a_weight_of_lower_rank_is_found_and_near_misses_are_left() -> None:
     assert linear(6, 40).problem("fisher").reduced is None  # outputs that count together
 
 
-def test_large_factors_keep_the_dtype_of_the_weight() -> None:
-    net = nn.Sequential(nn.Linear(8, 50)).half()
-    model = go.capture(net, (torch.randn(3, 8).half(),))
+@pytest.mark.parametrize("form", [MATRIX, Pivoted(MATRIX)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_large_factors_keep_a_dtype_that_holds_the_weight(form: Form, dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Linear(8, 50)).to(dtype).eval()
+    x = torch.randn(30, 8, dtype=dtype)
+    model = go.capture(net, (x,))
     ((_, whole),) = find_layers(Rewriter(model))
     assert isinstance(whole, Whole)
     stored = whole.dense(Rewriter(model))
-    assert stored.dtype == torch.float16
-    first, second = MATRIX.factors(Problem(whole, stored), (8,))
-    assert (first.dtype, second.dtype) == (torch.float64, torch.float32)
-    assert (second.double() @ first - stored.double()).abs().max() < 1e-6
+    assert stored.dtype == dtype
+    factors = form.factors(Problem(whole, stored), (8,))
+    assert [factor.dtype for factor in factors[:2]] == [torch.float32, torch.float32]
+    dense = form.dense(whole, factors)
+    assert dense.dtype == torch.float32 and (dense - stored).abs().max() < 1e-6
+    name = "linear" if form is MATRIX else "pivoted"
+    small, (report,) = go.run(model, f"low-rank{{rank=6,forms={name},solver=activation}}", calib=[(x,)])
+    assert report.findings["layers"][0]["form"] == name and small.params["0.factors.0.weight"].dtype == dtype
 
 
 def test_of_very_many_outputs_the_diagonal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
