@@ -73,19 +73,7 @@ def as_factors(
         )
     if not rank > 0:
         raise UsageError(f"rank is {rank:g}, it has to be a whole number from 1 on, or a part above 0 up to 1.0")
-    paths = list(net.named_modules(remove_duplicate=False))
-    looked_at = {name: module for name, module in paths if _has_matrix(module)}
-    taken = selected(looked_at, only, leave)
-    uses = Counter(id(module) for _, module in paths)
-    owners = Counter(id(p) for module in net.modules() for p in module.parameters(recurse=False))
-    left = {name: why for name in taken if (why := _why_not(looked_at[name], uses, owners)) is not None}
-    for name in only:
-        if name in left:
-            raise UsageError(f"'{name}' cannot be written as factors", why=left[name])
-    layers = {name: looked_at[name] for name in taken if name not in left}
-    if not layers:
-        why = "; ".join(f"'{name}': {reason}" for name, reason in left.items())
-        raise UsageError("no layer could be written as factors", why=why or "there is none")
+    layers, left = _layers(net, only, leave)
     made = copy.deepcopy(net)
     for name, layer in layers.items():
         assert isinstance(layer, _LAYERS)
@@ -110,6 +98,24 @@ def selected(known: Mapping[str, object], only: Sequence[str], leave: Sequence[s
         if not any(within(name, [path]) for name in known):
             raise UsageError(f"there is no layer '{path}'", todo=nearest(path, known))
     return [name for name in known if (not only or within(name, only)) and not within(name, leave)]
+
+
+def _layers(net: nn.Module, only: Sequence[str], leave: Sequence[str]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The layers that are to become factors, and why others cannot."""
+    paths = list(net.named_modules(remove_duplicate=False))
+    looked_at = {name: module for name, module in paths if _has_matrix(module)}
+    taken = selected(looked_at, only, leave)
+    uses = Counter(id(module) for _, module in paths)
+    owners = Counter(id(p) for module in net.modules() for p in module.parameters(recurse=False))
+    left = {name: why for name in taken if (why := _why_not(looked_at[name], uses, owners)) is not None}
+    for name in only:
+        if name in left:
+            raise UsageError(f"'{name}' cannot be written as factors", why=left[name])
+    layers = {name: looked_at[name] for name in taken if name not in left}
+    if not layers:
+        why = "; ".join(f"'{name}': {reason}" for name, reason in left.items())
+        raise UsageError("no layer could be written as factors", why=why or "there is none")
+    return layers, left
 
 
 def _has_matrix(module: nn.Module) -> bool:
