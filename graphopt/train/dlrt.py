@@ -176,17 +176,17 @@ class DLRT(Optimizer):
         try:
             loss, cores = self._enlarged(closure)
             self._evaluate(closure)
-            gradients = [_wide(pair.gradients()) for pair in self.pairs]
+            for pair, core in zip(self.pairs, cores, strict=True):
+                gradients = _wide(pair.gradients())
+                if gradients is not None:
+                    self._descend(core, core.left.T @ gradients[0])
+            self.cores = [
+                core.truncated(self.tau, self.least, min(pair.full, self.most or pair.full))
+                for pair, core in zip(self.pairs, cores, strict=True)
+            ]
         except BaseException:
             self._show()
             raise
-        for core, gradient in zip(cores, gradients, strict=True):
-            if gradient is not None:
-                self._descend(core, core.left.T @ gradient[0])
-        self.cores = [
-            core.truncated(self.tau, self.least, min(pair.full, self.most or pair.full))
-            for pair, core in zip(self.pairs, cores, strict=True)
-        ]
         self._show()  # which drops the gradients of the factors, so that the base rule leaves them alone
         self._base.param_groups, self._base.state = self.param_groups, self.state
         self._base.step()
@@ -283,7 +283,7 @@ def _wide(matrices: tuple[Tensor, Tensor] | None) -> Any:
 
 def _moved(state: Mapping[str, Any], m: Tensor, n: Tensor) -> dict[str, Any]:
     """The state of a rule for S, for m S n^T."""
-    moved = dict(state)
+    moved = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
     for name, value in state.items():
         if name in _LINEAR and value is not None:
             moved[name] = m @ value @ n.T
