@@ -17,8 +17,8 @@ from benchmarks.bundle_mutations import KINDS, Trial, mutate, small_bundle
 from graphopt.backend import load_artifact
 from graphopt.errors import GraphoptError
 
-COUNT = 280
-IN_PYTHON = 100
+COUNT = 190
+IN_PYTHON = 60
 
 
 @pytest.fixture(scope="module")

@@ -134,9 +134,10 @@ def test_a_wheel_that_is_given_is_kept_for_later_builds(own_cache: Path, tmp_pat
 
 
 def test_the_program_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = toolchain.program("x86_64")
-    monkeypatch.setattr(toolchain, "_compiled", lambda _command: pytest.fail("compiled again"))
-    assert toolchain.program("x86_64") == first
+    commands: list[list[str]] = []
+    monkeypatch.setattr(toolchain, "_compiled", lambda command: commands.append(command) or b"a program")
+    assert toolchain.program("x86_64") == toolchain.program("x86_64") == b"a program"
+    assert [command[0] for command in commands] == [toolchain.compiler("x86_64")]
 
 
 def test_a_linker_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

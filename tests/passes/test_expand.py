@@ -190,7 +190,7 @@ def test_training_reaches_all_that_is_new(name: str, text: str) -> None:
             assert hit.any(tuple(range(1, hit.dim()))).all() if hit.dim() > 1 else hit.all(), key
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=7, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_widths_and_heads(data: st.DataObject) -> None:
     number = st.integers(2, 4)

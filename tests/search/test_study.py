@@ -49,8 +49,12 @@ def test_killed_in_a_trial_it_goes_on_and_loses_nothing_and_two_share_what_is_le
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     process = start(storage, 5, 0.8, tmp_path)
     deadline = time.monotonic() + 60
+    while not kept(storage):  # opening a study takes longer than looking at it again
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    running = optuna.load_study(study_name="search", storage=storage)
     while True:
-        trials = kept(storage)
+        trials = running.get_trials(deepcopy=False)
         busy = [one for one in trials if one.state.name == "RUNNING" and "pipeline" in one.user_attrs]
         if busy and any(one.state.name == "COMPLETE" for one in trials):
             break
