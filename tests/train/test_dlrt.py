@@ -96,6 +96,18 @@ def test_a_planted_rank_is_found_from_below_and_from_above(rank: int) -> None:
     assert relative_error(model(x), y) < 1e-6
 
 
+def test_weights_of_zero_grow() -> None:
+    """Where S is singular, G V and G^T U still say in which directions to go; G L and G^T K would not."""
+    matrix, x, y = planted([3.0, 2.0, 1.0])
+    layer = nn.Linear(14, 10, bias=False).double()
+    nn.init.zeros_(layer.weight)
+    net, _ = as_factors(layer, 2)
+    optimizer = DLRT(net, lr=0.2, tau=0.02)
+    for _ in range(150):
+        optimizer.step(closure_of(net, x, y, halved))
+    assert optimizer.ranks() == {"": 3} and float((product(optimizer) - matrix).norm()) < 1e-6
+
+
 def test_bounds_of_ranks() -> None:
     _, x, y = planted([3.0, 2.0, 1.0])
     for options, wanted in (({"most": 2}, 2), ({"least": 5}, 5), ({"tau": 0.999}, 1), ({"tau": 0.0}, 10)):
