@@ -102,7 +102,15 @@ def test_weights_of_zero_grow() -> None:
     layer = nn.Linear(14, 10, bias=False).double()
     nn.init.zeros_(layer.weight)
     net, _ = as_factors(layer, 2)
-    optimizer = DLRT(net, lr=0.2, tau=0.02)
+    optimizer = DLRT(net, lr=0.2, tau=0.0)
+    core, gradient = optimizer.cores[0], -y.T @ x / len(x)
+    optimizer.step(closure_of(net, x, y, halved))
+    for found, wanted in (
+        (optimizer.cores[0].left, gradient @ core.right),
+        (optimizer.cores[0].right, gradient.T @ core.left),
+    ):
+        assert torch.allclose(found @ found.T @ wanted, wanted, atol=1e-10)
+    optimizer.tau = 0.02
     for _ in range(150):
         optimizer.step(closure_of(net, x, y, halved))
     assert optimizer.ranks() == {"": 3} and float((product(optimizer) - matrix).norm()) < 1e-6
