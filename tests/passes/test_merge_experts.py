@@ -1,11 +1,9 @@
-"""Mixtures with fewer experts: which are merged, what they become, what stays exact, and what is refused."""
+"""Mixtures with fewer experts: which are merged, what they become, and what stays exact."""
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -16,207 +14,28 @@ from torch.nn import functional as F
 
 import graphopt as go
 from benchmarks.torchvision_ops import define_missing
-from graphopt.errors import GraphoptError
 from graphopt.passes._experts import Hidden, average, groups_of, matching
 from tests.compare import relative_error
 from tests.passes.apply import gradients, reasons
-
-SIZE = 5
-
-
-class Mlp(nn.Module):
-    """Two layers, or with `gated` the product of two in front of the last."""
-
-    def __init__(self, units: int = 7, gated: bool = False, act: Callable[[Tensor], Tensor] = torch.tanh) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(SIZE, units), nn.Linear(units, SIZE)
-        self.gate = nn.Linear(SIZE, units) if gated else None
-        self.act = act
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.act(self.up(x))
-        return self.down(h if self.gate is None else h * self.gate(x))
-
-
-def permuted(expert: Mlp, order: Tensor) -> Mlp:
-    """The same function with its hidden units in another order."""
-    twin = copy.deepcopy(expert)
-    with torch.no_grad():
-        for layer in (twin.up, twin.gate):
-            if layer is not None:
-                layer.weight.copy_(layer.weight[order])
-                layer.bias.copy_(layer.bias[order])
-        twin.down.weight.copy_(twin.down.weight[:, order])
-    return twin
-
-
-def softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(-1)
-
-
-def masked(logits: Tensor) -> Tensor:
-    """The two largest, the others zero."""
-    best = logits.topk(2, -1).indices
-    mask = torch.zeros_like(logits).scatter(-1, best, 1.0)
-    return logits.softmax(-1) * mask
-
-
-def scattered(logits: Tensor) -> Tensor:
-    values, best = logits.softmax(-1).topk(2, -1)
-    return torch.zeros_like(logits).scatter(-1, best, values / values.sum(-1, keepdim=True))
-
-
-GATES: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": softmax,
-    "sigmoid": torch.sigmoid,
-    "masked": masked,
-    "scattered": scattered,
-}
-COLUMNS: dict[str, Callable[[Tensor], list[Tensor]]] = {
-    "slice": lambda g: [g[..., i : i + 1] for i in range(g.shape[-1])],
-    "select": lambda g: [g[..., i, None] for i in range(g.shape[-1])],
-    "select, view": lambda g: [g[..., i].view(-1, 1) for i in range(g.shape[-1])],
-    "from the end": lambda g: [g[..., i - g.shape[-1]].unsqueeze(-1) for i in range(g.shape[-1])],
-    "split": lambda g: list(g.split(1, -1)),
-    "chunk": lambda g: list(g.chunk(g.shape[-1], 1)),
-    "unbind": lambda g: [one.unsqueeze(1) for one in g.unbind(-1)],
-}
-SUMS: dict[str, Callable[[list[Tensor], Tensor], Tensor]] = {
-    "python": lambda terms, x: sum(terms),  # type: ignore[dict-item,return-value]  # starts from 0
-    "from the last": lambda terms, x: sum(terms[-2::-1], terms[-1]),
-    "into the stream": lambda terms, x: sum(terms, x),
-    "in pairs": lambda terms, x: (terms[0] + terms[1]) + sum(terms[3:], terms[2]),
-}
-
-
-class Dense(nn.Module):
-    """A mixture between two layers, of which all experts are computed."""
-
-    def __init__(
-        self,
-        experts: Sequence[nn.Module],
-        gates: Callable[[Tensor], Tensor] = softmax,
-        columns: Callable[[Tensor], list[Tensor]] = COLUMNS["slice"],
-        total: Callable[[list[Tensor], Tensor], Tensor] = SUMS["python"],
-    ) -> None:
-        super().__init__()
-        self.stem, self.router, self.last = nn.Linear(4, SIZE), nn.Linear(SIZE, len(experts)), nn.Linear(SIZE, 3)
-        self.experts = nn.ModuleList(experts)
-        self.gates, self.columns, self.total = gates, columns, total
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        columns = self.columns(self.gates(self.router(x)))
-        return self.last(self.total([g * expert(x) for g, expert in zip(columns, self.experts, strict=True)], x))
-
-
-class Indexed(nn.Module):
-    """A mixture whose experts are stacked, and taken by the indices that the router selects, in several ways."""
-
-    def __init__(self, experts: Sequence[Mlp], form: str = "bmm", best: int = 2) -> None:
-        super().__init__()
-        self.form, self.best, self.gated = form, best, experts[0].gate is not None
-        self.stem, self.router, self.last = nn.Linear(4, SIZE), nn.Linear(SIZE, len(experts)), nn.Linear(SIZE, 3)
-        into = [torch.cat((e.up.weight, e.gate.weight)) if e.gate is not None else e.up.weight for e in experts]
-        bias = [torch.cat((e.up.bias, e.gate.bias)) if e.gate is not None else e.up.bias for e in experts]
-        if form == "interleaved":
-            into, bias = ([torch.stack(one.chunk(2), 1).flatten(0, 1) for one in both] for both in (into, bias))
-        out = [e.down.weight for e in experts]
-        turned = form == "turned"
-        self.w1 = nn.Parameter(torch.stack([w.t() if turned else w for w in into]).detach().contiguous())
-        self.w2 = nn.Parameter(torch.stack([w.t() if turned else w for w in out]).detach().contiguous())
-        self.b1, self.b2 = (
-            nn.Parameter(torch.stack(bias).detach()),
-            nn.Parameter(torch.stack([e.down.bias for e in experts]).detach()),
-        )
-
-    def _times(self, x: Tensor, weight: Tensor) -> Tensor:
-        match self.form:
-            case "turned":
-                return torch.bmm(x.unsqueeze(1), weight).squeeze(1)
-            case "einsum":
-                return torch.einsum("si,soi->so", x, weight)
-            case "matmul":
-                return (weight @ x[..., None])[..., 0]
-        return torch.bmm(weight, x.unsqueeze(-1)).squeeze(-1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        values, best = self.router(x).softmax(-1).topk(self.best, -1)
-        ids = best.reshape(-1)
-        h = self._times(x.repeat_interleave(self.best, 0), self.w1[ids]) + self.b1[ids]
-        if self.gated:
-            up, gate = (h[:, ::2], h[:, 1::2]) if self.form == "interleaved" else h.chunk(2, -1)
-            h = torch.tanh(up) * gate
-        else:
-            h = torch.tanh(h)
-        made = (self._times(h, self.w2[ids]) + self.b2[ids]) * values.reshape(-1, 1)
-        return self.last(made.view(x.shape[0], self.best, SIZE).sum(1))
-
-
-class Computed(Indexed):
-    """All stacked experts are computed, and weighted."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        gates = self.router(x).softmax(-1)
-        if self.form == "einsum":
-            h = torch.tanh(torch.einsum("si,eoi->seo", x, self.w1) + self.b1)
-            made = torch.einsum("seo,eio->sei", h, self.w2) + self.b2
-            return self.last(torch.einsum("se,sei->si", gates, made))
-        many = x.expand(len(self.w1), -1, -1) if self.form == "expanded" else x
-        h = torch.tanh(many @ self.w1.transpose(1, 2) + self.b1.unsqueeze(1))
-        made = h @ self.w2.transpose(1, 2) + self.b2.unsqueeze(1)
-        if self.form == "left apart":
-            return self.last(made).sum(0)
-        return self.last((made * gates.t().unsqueeze(-1)).sum(0))
-
-
-def capture(net: nn.Module) -> go.Model:
-    x = torch.randn(6, 4, dtype=next(net.parameters()).dtype)
-    return go.capture(net.eval(), (x,), dynamic={0: {0: "batch"}})
-
-
-def data(dtype: torch.dtype = torch.float64, count: int = 2) -> list[list[Tensor]]:
-    return [[torch.randn(16, 4, dtype=dtype, generator=torch.Generator().manual_seed(s))] for s in range(count)]
-
-
-def merged(model: go.Model, text: str, calib: Sequence[Sequence[Tensor]] | None = None) -> tuple[go.Model, go.Report]:
-    small, (report,) = go.run(model, f"merge-experts{{{text}}}", calib=data() if calib is None else calib)
-    json.dumps(report.to_json())
-    return small, report
-
-
-def layer(report: go.Report) -> dict[str, Any]:
-    (row,) = report.findings["layers"]
-    return row
-
-
-def distance(small: go.Model, net: nn.Module) -> float:
-    """At two batch sizes."""
-    with torch.no_grad():
-        return max(relative_error(small(x[:size]), net(x[:size])) for size in (16, 5) for (x,) in data())
-
-
-def count_of(model: go.Model, suffix: str) -> int:
-    return sum(name.endswith(suffix) for name in model.state_dict())
-
-
-def copies(count: int, units: int = 7, gated: bool = False) -> list[Mlp]:
-    """One expert, its hidden units in several orders."""
-    first = Mlp(units, gated)
-    return [first, *(permuted(first, torch.randperm(units)) for _ in range(count - 1))]
-
-
-def favour(net: nn.Module, classes: Sequence[int]) -> None:
-    """Router logits that are alike within a class, whose first expert is used more than the others."""
-    with torch.no_grad():
-        net.router.bias.zero_()
-        net.router.weight.zero_()
-        net.stem.bias.fill_(0.5)
-        for expert, number in enumerate(classes):
-            net.router.weight[expert, number] = 1.0 if number in classes[:expert] else 4.0
-
+from tests.passes.mixtures import (
+    COLUMNS,
+    GATES,
+    SIZE,
+    SUMS,
+    Computed,
+    Dense,
+    Indexed,
+    Mlp,
+    capture,
+    copies,
+    count_of,
+    data,
+    distance,
+    favour,
+    layer,
+    merged,
+    permuted,
+)
 
 # What is equal stays equal
 
@@ -464,152 +283,3 @@ def test_transformers(kind: str) -> None:
     x = torch.randint(0, 32, (3, 7))
     with torch.no_grad():
         assert relative_error(small(x).logits, net(x).logits) <= 1e-5
-
-
-# What is refused
-
-
-def refusal(net: nn.Module, text: str = "experts=1") -> str:
-    _, report = merged(capture(net), text, data(torch.float32))
-    assert not report.edits and report.findings["layers"] == []
-    return "\n".join(reasons(report))
-
-
-class Changed(Dense):
-    """A dense mixture with something else about it."""
-
-    def __init__(self, change: Callable[[Any, list[Tensor], list[Tensor], Tensor], Tensor], count: int = 2) -> None:
-        super().__init__([Mlp() for _ in range(count)])
-        self.change, self.norm = change, nn.BatchNorm1d(SIZE)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        columns = self.columns(softmax(self.router(x)))
-        return self.last(self.change(self, columns, [expert(x) for expert in self.experts], x))
-
-
-WRONG: dict[str, tuple[Callable[[Any, list[Tensor], list[Tensor], Tensor], Tensor], str]] = {
-    "a result is used elsewhere": (lambda m, g, y, x: (g[0] * y[0] + g[1] * y[1]) * y[0].tanh(), "is also used by"),
-    "a term is used elsewhere": (lambda m, g, y, x: (t := g[0] * y[0]) + g[1] * y[1] + t.tanh(), "not into one sum"),
-    "twice in the sum": (lambda m, g, y, x: torch.add(g[0] * y[0], g[1] * y[1], alpha=2), "not into one sum"),
-    "a difference": (lambda m, g, y, x: g[0] * y[0] - g[1] * y[1], "not into one sum"),
-    "something is added": (lambda m, g, y, x: (g[0] * y[0] + 1) + g[1] * y[1], "adds 1 to"),
-    "stacked": (lambda m, g, y, x: torch.stack([g[0] * y[0], g[1] * y[1]]).sum(0), "not into one sum"),
-    "broadcast": (lambda m, g, y, x: g[0] * y[0] + (g[1] * y[1] + x.mean(-1, keepdim=True)), "of another shape"),
-    "two products of a column": (lambda m, g, y, x: g[0] * y[0] + g[1] * y[1] + g[1] * y[0], "multiplied with several"),
-    "built differently": (lambda m, g, y, x: g[0] * y[0].relu() + g[1] * y[1].tanh(), "are built differently"),
-    "other numbers": (lambda m, g, y, x: g[0] * (y[0] + 1) + g[1] * (y[1] + 2), "1 in one is 2 in the other"),
-    "statistics": (lambda m, g, y, x: g[0] * m.norm(y[0]) + g[1] * F.dropout(y[1]), "built differently"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_what_is_no_mixture(case: str) -> None:
-    change, reason = WRONG[case]
-    assert reason in refusal(Changed(change))
-
-
-def test_a_column_that_is_used_otherwise() -> None:
-    net = Changed(lambda m, g, y, x: g[0] * y[0] + g[1] * y[1] + g[2].exp() * x, count=3)
-    assert "column 2 of 'softmax' is used otherwise" in refusal(net)
-
-
-def test_experts_of_other_sizes_and_with_weights_in_common() -> None:
-    assert "differ in shape" in refusal(Dense([Mlp(6), Mlp(7)]))
-    net = Dense([Mlp(), Mlp()])
-    net.experts[1].up.weight = net.experts[0].up.weight
-    small, report = merged(capture(net), "experts=1,align=false", data(torch.float32))  # what is one needs no average
-    assert layer(report)["after"] == 1 and count_of(small, "up.weight") >= 1
-    net = Dense([Mlp(SIZE), Mlp(SIZE)])
-    net.last.weight = nn.Parameter(torch.randn(3, SIZE))
-    net.experts[1].up.weight = net.stem_like = nn.Parameter(torch.randn(SIZE, SIZE))
-    net.router = nn.Sequential(nn.Linear(SIZE, SIZE), nn.Linear(SIZE, 2))
-    net.router[0].weight = net.experts[1].up.weight
-    assert "is tied to" in refusal(net) or "also used by" in refusal(net)
-
-
-def test_norms_with_statistics_and_masks_stay() -> None:
-    class Normed(nn.Sequential):
-        def __init__(self) -> None:
-            super().__init__(nn.Linear(SIZE, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, SIZE))
-
-    assert "is no parameter" in refusal(Dense([Normed(), Normed()]))
-    model = capture(Dense([Mlp(), Mlp()]))
-    model.params.masks["experts.0.up.weight"] = torch.ones(7, SIZE, dtype=torch.bool)
-    _, report = merged(model, "experts=1", data(torch.float32))
-    assert not report.edits and any("the mask of 'experts.0.up.weight'" in why for why in reasons(report))
-
-
-def test_stacks_that_are_no_experts_or_cannot_change() -> None:
-    net = Indexed([Mlp() for _ in range(3)])
-    net.table = nn.Parameter(torch.randn(4, SIZE))
-    forward = Indexed.forward
-    net.forward = lambda x: forward(net, x) + (net.table[x.argmax(-1)] @ net.last.weight.t())  # type: ignore[method-assign]
-    _, report = merged(capture(net), "experts=2", data(torch.float32))
-    assert layer(report)["layer"] and not report.misses  # a table of something else is nobody's candidate
-    net = Indexed([Mlp() for _ in range(3)])
-    net.forward = lambda x: forward(net, x) * net.w1.sum()  # type: ignore[method-assign]
-    assert "'w1' is also used by" in refusal(net)
-
-    with_stack = Changed(lambda m, g, y, x: (torch.stack(y, -1) * torch.cat(g, -1)[:, None]).sum(-1))
-    assert "are stacked; if they are experts" in refusal(with_stack)
-    assert "with fewer experts it would fail" in refusal(Computed([Mlp() for _ in range(3)], "expanded"))
-    assert "no router weights what 'w1' makes" in refusal(Computed([Mlp() for _ in range(3)], "left apart"))
-
-
-def failure(model: go.Model, text: str, calib: Sequence[Sequence[Tensor]] | None = None) -> str:
-    with pytest.raises(GraphoptError) as caught:
-        go.run(model, f"merge-experts{{{text}}}", calib=data(torch.float32) if calib is None else calib)
-    return str(caught.value)
-
-
-def test_wrong_options() -> None:
-    model = capture(Dense([Mlp(), Mlp()]))
-    assert "experts is 0, it has to be at least 1" in failure(model, "experts=0")
-    assert "experts" in failure(model, "align=true")
-    assert "needs calibration data" in failure(model, "experts=1", [])
-    assert "evaluation mode" in failure(model.clone().train(), "experts=1")
-    assert "did you mean experts" in failure(model, "experts=1,only=expert")
-    assert "holds NaN" in failure(model, "experts=1", [[torch.full((2, 4), torch.nan)]])
-    assert "has 2 experts already" in refusal(Dense([Mlp(), Mlp()]), "experts=2")
-    model.params["router.weight"].data.fill_(torch.nan)
-    assert "is not finite" in refusal_on(model, data(torch.float32))
-    assert "no mixture of experts is called 'x'" in failure(capture(nn.Linear(4, 4)), "experts=1,only=x")
-    _, report = merged(capture(nn.Linear(4, 4)), "experts=1", data(torch.float32))
-    assert not report.edits and not report.misses and report.findings["layers"] == []
-
-
-def refusal_on(model: go.Model, calib: Sequence[Sequence[Tensor]]) -> str:
-    _, report = merged(model, "experts=1", calib)
-    assert not report.edits
-    return "\n".join(reasons(report))
-
-
-def test_layers_by_name() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = Dense([Mlp(), Mlp()]), Indexed([Mlp(), Mlp()], best=1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.a(x) + self.b(x)
-
-    model, calib = capture(Two()), data(torch.float32)
-    _, report = merged(model, "experts=1", calib)
-    assert [row["layer"] for row in report.findings["layers"]] == ["a.experts", "b"]
-    _, report = merged(model, "experts=1,only=a", calib)
-    assert layer(report)["layer"] == "a.experts"
-    _, report = merged(model, "experts=1,leave=a.experts", calib)
-    assert layer(report)["layer"] == "b"
-
-
-def test_a_wrong_merge_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check that cannot fail would be none: forget the gate of an expert that has gone."""
-    from graphopt.passes._expert_sums import WeightedSum
-
-    def wrong(self: WeightedSum, rw: Any, aligned: Any) -> None:
-        term, gate, _ = self.terms[1]
-        rw.replace_input(term, gate, self.terms[0][1], "a mistake")
-
-    monkeypatch.setattr(WeightedSum, "merge", wrong)
-    assert "of the largest reference output" in failure(capture(Dense([Mlp(), Mlp()])), "experts=1")

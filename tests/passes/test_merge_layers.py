@@ -1,4 +1,4 @@
-"""Several layers as one: what can be, what it loses, that budgets are kept, and what is refused."""
+"""Several layers as one: what they become, what that loses, and that budgets are kept."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphopt as go
-from graphopt.analysis.trunk import between, trunk
 from graphopt.analysis.widths import layer_macs
-from graphopt.errors import PassFailed, UsageError
+from graphopt.errors import UsageError
 from graphopt.passes import _merge_losses
-from graphopt.passes._linearise import Region, linearised, region, start, windows
-from graphopt.passes._regression import convolve
 from graphopt.rewriter import Rewriter
 from graphopt.transform import Report
 from tests.compare import relative_error
-from tests.passes.apply import Net, operators, reasons
+from tests.passes.apply import Net, operators
 
 Batches = list[tuple[Tensor]]
 
@@ -61,66 +58,6 @@ def merge(model: go.Model, text: str, calib: Batches) -> tuple[go.Model, Report]
 def error(small: go.Model, model: go.Model, batch: tuple[Tensor]) -> float:
     with torch.no_grad():
         return relative_error(small.call_flat(batch)[0], model.call_flat(batch)[0])
-
-
-# Regions
-
-
-class _Block(nn.Module):
-    """relu(f(x) + g(x)) with a g that is the identity, or a projection."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, *, active: bool = True) -> None:
-        super().__init__()
-        self.a, self.b = conv(inputs, outputs, 3, stride), nn.Conv2d(outputs, outputs, 1)
-        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride)
-        self.act = nn.ReLU() if active else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.b(self.act(self.a(x))) + self.skip(x))
-
-
-@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(6, 6, 1), (6, 9, 1), (6, 9, 2)])
-def test_a_block_without_its_activation_is_one_kernel(inputs: int, outputs: int, stride: int) -> None:
-    model = captured(_Block(inputs, outputs, stride, active=False), inputs, 9, 11)
-    values = trunk(model)
-    assert [node.name for node in values[-2:]] == ["add", "relu"]
-    rw = Rewriter(model)
-    part = region(rw, values[0], values[1])
-    assert isinstance(part, Region) and len(part.steps) == (2 if inputs == outputs else 3)
-    kernel = linearised(rw, part)
-    (x,) = images(inputs, 9, 11)[0]
-    assert kernel.size == (3, 3) and kernel.stride == (stride, stride)
-    with torch.no_grad():
-        assert relative_error(F.relu(convolve(kernel, x)), model.call_flat([x])[0]) < 1e-5
-    assert windows(rw, part, 7) == ([1, 3] if stride == 1 else [3]) and windows(rw, part, 2) == (
-        [1] if stride == 1 else []
-    )
-
-
-def test_windows_are_middles_of_the_whole_one() -> None:
-    model = captured(nn.Sequential(conv(4, 4), conv(4, 4), conv(4, 4, 1)), 4, 12, 12)
-    rw = Rewriter(model)
-    values = trunk(model)
-    part = region(rw, values[0], values[-1])
-    assert isinstance(part, Region) and windows(rw, part, 9) == [1, 3, 5] and windows(rw, part, 4) == [1, 3]
-    whole = linearised(rw, part)
-    for size, cut in ((5, 0), (3, 1), (1, 2)):
-        kernel = start(rw, part, size)
-        assert torch.equal(kernel.weight, whole.weight[:, :, cut : 5 - cut, cut : 5 - cut])
-        assert kernel.padding == ((2 - cut,) * 2,) * 2
-        assert start(rw, part, size, meta=True).weight.shape == kernel.weight.shape
-
-
-def test_the_trunk_holds_what_all_ways_go_through() -> None:
-    def forward(net: Any, x: Tensor) -> Tensor:
-        y = torch.relu(net.a(x))
-        z = torch.relu(net.b(y))
-        return torch.sigmoid(net.c(torch.cat((y, z), 1)))  # y is read twice
-
-    model = captured(Net(forward, a=conv(3, 4), b=conv(4, 4), c=conv(8, 2)), 3, 8, 8)
-    values = trunk(model)
-    assert [node.name for node in values] == ["x", "conv2d", "relu", "cat", "conv2d_2", "sigmoid"]
-    assert [node.name for node in between(values[2], values[3])] == ["conv2d_1", "relu_1", "cat"]
 
 
 # Merging
@@ -340,92 +277,3 @@ def test_a_latency_is_planned_by_layers_and_met_by_the_whole(monkeypatch: pytest
     assert narrow.findings["achieved"]["latency"] < 0.95 * below
     assert narrow.findings["next larger plan"] == wide.findings["achieved"]
     assert narrow.findings["achieved"]["loss"] > wide.findings["achieved"]["loss"]
-
-
-# Refusals
-
-
-def test_a_budget_that_cannot_be_met_says_what_can() -> None:
-    model = captured(chain(), 8, 12, 12)
-    with pytest.raises(UsageError, match=r"0\.01 cannot be reached: 0\.\d+ is the smallest"):
-        merge(model, "merge-layers{macs=0.01}", images(8, 12, 12))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("", "needs one budget"),
-        ("macs=0.5,latency=0.5", "needs one budget"),
-        ("macs=1.5", "macs is 1.5"),
-        ("macs=0.5,largest=0", "largest is 0"),
-        ("macs=0.5,longest=1", "longest is 1"),
-    ],
-)
-def test_wrong_options(options: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        merge(captured(chain(), 8, 6, 6), f"merge-layers{{{options}}}", images(8, 6, 6))
-
-
-def test_training_mode_and_missing_data_are_refused() -> None:
-    model = captured(chain(), 8, 6, 6)
-    with pytest.raises(UsageError, match="calibration data, and there is none"):
-        go.run(model, "merge-layers{macs=0.5}")
-    with pytest.raises(UsageError, match="evaluation mode"):
-        merge(go.capture(chain().train(), (torch.randn(2, 8, 6, 6),)), "merge-layers{macs=0.5}", images(8, 6, 6))
-
-
-def test_nothing_to_merge_is_said_and_nothing_edited() -> None:
-    def twice(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:  # an activation that is read twice, and is an output
-        y = torch.relu(net.a(x))
-        return y, net.b(y)
-
-    cases: list[tuple[nn.Module, tuple[int, ...], str]] = [
-        (nn.Sequential(conv(4, 4), nn.ReLU()), (4, 8, 8), ""),
-        (Net(twice, a=conv(4, 4), b=conv(4, 4)), (4, 8, 8), ""),
-        (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), (4,), "no images with channels"),
-        (nn.Sequential(conv(4, 1, 1), nn.ReLU(), conv(1, 4, 3, 2)), (4, 8, 8), "would take 4,608 instead of 1,664"),
-    ]
-    for net, shape, why in cases:
-        model = captured(net, *shape)
-        small, report = merge(model, "merge-layers{macs=0.9,largest=3}", images(*shape))
-        assert not report.edits and str(small) == str(model)
-        assert report.findings["merged"] == [] and "cheaper" in report.findings["nothing to merge"]
-        assert any(why in reason for reason in reasons(report)) or not why, reasons(report)
-
-
-def test_what_is_not_known_is_a_barrier() -> None:
-    @torch.library.custom_op("merging::mystery", mutates_args=())
-    def mystery(x: Tensor) -> Tensor:
-        return x * 2
-
-    mystery.register_fake(torch.empty_like)
-
-    def forward(net: Any, x: Tensor) -> Tensor:
-        return net.after(mystery(net.before(x)))
-
-    model = captured(Net(forward, before=chain(), after=conv(4, 4)), 8, 12, 12)
-    small, report = merge(model, "merge-layers{macs=0.6}", images(8, 12, 12))
-    assert "merging.mystery.default" in " ".join(map(str, (node.target for node in small.graph.nodes)))
-    assert any("mystery" in reason and "not known" in reason for reason in reasons(report))
-    assert all(row["to"] != "conv2d_6" for row in report.findings["merged"])
-
-
-def test_a_shared_weight_stays_for_its_other_users() -> None:
-    def forward(net: Any, x: Tensor) -> Tensor:
-        y = net.out(torch.relu(net.mid(torch.relu(net.wide(x)))))
-        return net.out(torch.relu(net.mid(torch.relu(y.repeat(1, 6, 1, 1)))))
-
-    net = Net(forward, wide=conv(8, 48, 1), mid=conv(48, 48, 3, groups=48), out=conv(48, 8, 1))
-    model = captured(net, 8, 10, 10)
-    small, report = merge(model, "merge-layers{macs=0.8}", images(8, 10, 10, count=8))
-    assert report.findings["achieved"]["macs"] <= 0.8
-    assert all(torch.equal(small.params[n], model.params[n]) for n in small.params if n in model.params)
-
-
-def test_a_loss_of_nan_is_no_choice() -> None:
-    net = chain()
-    with torch.no_grad():
-        net[0].weight.fill_(3e38)
-    model = captured(net, 8, 6, 6)
-    with pytest.raises((UsageError, PassFailed)):
-        merge(model, "merge-layers{macs=0.5}", images(8, 6, 6))
