@@ -61,7 +61,7 @@ def save_gopt(model: Model, path: Path) -> None:
             try:
                 save_file(tensors, folder / _WEIGHTS)
             except SafetensorError as error:  # what the system said, in words
-                raise OSError(str(error)) from error
+                raise OSError(str(error).rpartition("error: ")[2]) from error
         if folder is scratch:
             return
         with zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED) as archive:

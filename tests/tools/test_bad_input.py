@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -237,13 +238,18 @@ def test_folders_of_others_are_not_replaced(model_file: Path, folder: Path, tmp_
 
 @contextmanager
 def full_disk(size: int = 2048) -> Iterator[None]:
-    """No file may grow beyond `size` bytes: writing fails as on a full disk."""
+    """No file may grow beyond `size` bytes: writing fails as on a full disk.
+
+    Modules that are imported meanwhile are not kept compiled: Python does not notice that what it writes is cut off.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    keeps, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = keeps
 
 
 @pytest.mark.parametrize("suffix", [".gopt", ".pt2", ".onnx"])

@@ -257,7 +257,7 @@ def test_bench_measures_inductor_the_same_way(model_file: Path) -> None:
 
 
 def test_an_interrupt_ends_with_130(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(source: str) -> None:
+    def interrupt(source: str, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("graphopt.frontends.load", interrupt)
