@@ -78,7 +78,7 @@ def on_disk(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     plain = tensor.detach().cpu().contiguous()
     with tempfile.TemporaryFile() as stream:
-        stream.write(memoryview(plain.flatten().view(torch.uint8).numpy()))
+        stream.write(plain.flatten().view(torch.uint8).numpy().data)
         stream.flush()
         whole = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
     return torch.frombuffer(whole, dtype=torch.uint8).view(tensor.dtype).reshape(tensor.shape)

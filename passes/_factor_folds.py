@@ -75,6 +75,8 @@ class Folded(Form):
 
     def factors(self, problem: Problem, ranks: Ranks) -> list[Tensor]:
         fold = _Fold(self, problem)
+        if fold.reduced is not None:
+            return fold.reduced.factors(*fold.solved(ranks[0]))
         return self._laid_out(problem.whole, *fold.solved(ranks[0]))
 
     def errors(self, problem: Problem, wanted: Sequence[Ranks]) -> list[float]:
@@ -128,7 +130,7 @@ class Folded(Form):
         Both are of one size, channel by channel, so that they learn at one rate."""
         sizes = (b.norm(dim=-1) / a.norm(dim=-2).clamp(min=1e-200)).sqrt()
         sizes = torch.where(sizes > 0, sizes, 1.0)
-        a, b = a * sizes[..., None, :].to(a.dtype), b / sizes[..., None]
+        a, b = a * sizes[..., None, :], b / sizes[..., None]
         first, second = self._pair(whole, b.shape[2])
         taps = [whole.kernel.size[axis] for axis in self._second(whole)]
         wide = a.reshape(whole.groups, self.parts, -1, *taps, b.shape[2])
@@ -227,9 +229,6 @@ class _Fold:
     def _projected(self, rank: int, *, aware: bool) -> tuple[Tensor, Tensor]:
         u = self.basis(aware=aware, count=rank)[..., :rank]
         encoder = u.transpose(-1, -2) @ self.scaled
-        if self.reduced is not None:
-            decoder = self.reduced.decoder(u[0, 0])[None, None]
-            return decoder, encoder.to(decoder.dtype)
         return self._on_outputs(1, u), encoder
 
     def _on_outputs(self, which: int, matrix: Tensor) -> Tensor:

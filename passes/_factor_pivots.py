@@ -71,18 +71,21 @@ class Pivoted(Form):
         whole, (rank,) = problem.whole, ranks
         b, a = self.of.factors(problem, ranks)
         a, b = a.reshape(whole.groups, -1, rank), b.reshape(whole.groups, rank, -1)
-        pivots, others, mixed = [], [], []
+        shapes = [factor.shape for factor in self.empty(whole, ranks)]
+        mixed = a.new_empty(whole.groups, _outputs(whole) - rank, rank)
+        pivots, others = [], []
         for group, rows in enumerate(a):
             first = _independent(rows, rank)
             last = torch.ones(len(rows), dtype=torch.bool).index_fill(0, first, False).nonzero()[:, 0]
             pivots.append(first + group * len(rows))
             others.append(last + group * len(rows))
             b[group] = rows[first].double() @ b[group].double()
-            mixed += [_combinations(rows[first], rows[part]) for part in last.split(_ROWS)]
+            for start in range(0, len(last), _ROWS):
+                part = slice(start, start + _ROWS)
+                mixed[group, part] = _combinations(rows[first], rows[last[part]])
         # Where an output is found behind both layers: the inverse of their order.
         order = torch.cat((*pivots, *others)).argsort()
-        shapes = [factor.shape for factor in self.empty(whole, ranks)]
-        return [b.reshape(shapes[0]), torch.cat(mixed).reshape(shapes[1]), order]
+        return [b.reshape(shapes[0]), mixed.reshape(shapes[1]), order]
 
     def dense(self, whole: Whole, factors: Sequence[Tensor]) -> Tensor:
         first, second, order = factors

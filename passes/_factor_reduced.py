@@ -50,14 +50,19 @@ class Reduced:
         self.matrix = vectors.T * torch.where(kept, roots, 0.0)[:, None]
         self._back = vectors * torch.where(kept, 1 / roots, 0.0)
 
-    def decoder(self, a: Tensor) -> Tensor:
-        """Q A_T [p, r] for A_T [q, r], in the dtype of the weight, but at least float32."""
-        back = self._back @ a
+    def factors(self, a: Tensor, b: Tensor) -> list[Tensor]:
+        """B [r, q] and Q A_T [p, r], for factors A_T [..., q, r] and B [..., r, q] of T.
+
+        They are in the dtype of the weight, but at least float32, and of one size, channel by channel."""
+        a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+        sizes = (b.norm(dim=1) / a.norm(dim=0).clamp(min=1e-200)).sqrt()  # Q changes no norm
+        sizes = torch.where(sizes > 0, sizes, 1.0)
+        back = self._back @ (a * sizes)
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         made = torch.empty(len(self.weight), a.shape[1], dtype=dtype)
         for place, rows in self._blocks():
             made[place] = (rows @ back).to(dtype)
-        return made
+        return [(b / sizes[:, None]).to(dtype), made]
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         step = max(1, _ROWS // self.weight.shape[1])
