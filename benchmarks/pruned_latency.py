@@ -41,12 +41,13 @@ NETS = (
 )
 
 
-def measure(name: str, part: float) -> dict[str, Any]:
+def measure(name: str, part: float, step: str = "prune-channels") -> dict[str, Any]:
+    """What a net takes after a pass that is asked for a part of its latency."""
     subject = build(name, 1)
     model, _ = go.run(subject.capture(), "exact", check=False)
     start = time.perf_counter()
     try:
-        small, (report,) = go.run(model, f"prune-channels{{latency={part}}}", check=False)
+        small, (report,) = go.run(model, f"{step}{{latency={part}}}", check=False)
     except BudgetError as error:
         return {"asked": part, "refused": error.what, "seconds": round(time.perf_counter() - start, 1)}
     seconds = time.perf_counter() - start
@@ -58,7 +59,7 @@ def measure(name: str, part: float) -> dict[str, Any]:
         "again": round(watch.ratio(watch.build(small), watch.build(model), list(subject.args)), 3),
         "macs": round(report.cost_after.macs / report.cost_before.macs, 3),
         "params": round(report.cost_after.parameters / report.cost_before.parameters, 3),
-        "groups": len(report.findings["groups"]),
+        "groups": len(report.findings["groups" if step == "prune-channels" else "layers"]),
         "seconds": round(seconds, 1),
     }
 

@@ -156,7 +156,9 @@ def _advice(text: str) -> str:
     """What to do about a name that is no preset."""
     archs = [arch for arch in _ARCHS.values() if not cpus.unknown(arch, text, ())]
     if archs:
-        return f"it is a CPU of {archs[0]}: write a JSON file with it as 'cpu'; {_WHERE_FIELDS_ARE}"
+        own = f"write a JSON file with it as 'cpu'; {_WHERE_FIELDS_ARE}"
+        presets = [name for name, fields in _presets().items() if fields["target"]["arch"] == archs[0]]
+        return f"it is a CPU of {archs[0]}. {nearest(text, presets).capitalize()} Or {own}"
     return nearest(text, ["cpu", *_presets()])
 
 

@@ -76,7 +76,7 @@ class Problem:
 
     @cached_property
     def roots(self) -> tuple[Tensor, Tensor] | None:
-        """The square root of F, made regular by a ridge, and the inverse of that: [groups, m, m] both, or [groups, m]."""
+        """The square root of F, made regular by a ridge, and its inverse: [groups, m, m] both, or [groups, m]."""
         if self.outer is None:
             return None
         if self.outer.dim() == 2:

@@ -122,7 +122,9 @@ def test_a_target_made_in_python_is_checked_too() -> None:
 def test_the_name_of_a_cpu_is_no_target_but_leads_to_one() -> None:
     with pytest.raises(UsageError, match="no target 'znver2'") as error:
         Target.parse("znver2")
-    assert "a CPU of x86_64: write a JSON file" in str(error.value)
+    assert "a CPU of x86_64. Did you mean znver4 or znver3? Or write a JSON file" in str(error.value)
+    with pytest.raises(UsageError, match=r"a CPU of aarch64. Did you mean cortex-a\d\d or"):
+        Target.parse("cortex-a73")
     assert "avx2" in changed("x86-64", cpu="znver2").needs
 
 
