@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -74,17 +75,24 @@ class Folded(Form):
         return write_kernel(writer, made, replace(second, weight=factors[1]), "1", writer.bias)
 
     def factors(self, problem: Problem, ranks: Ranks) -> list[Tensor]:
-        fold = _Fold(self, problem)
+        fold = self._fold(problem)
         if fold.reduced is not None:
             return fold.reduced.factors(*fold.solved(ranks[0]))
         return self._laid_out(problem.whole, *fold.solved(ranks[0]))
 
     def errors(self, problem: Problem, wanted: Sequence[Ranks]) -> list[float]:
-        fold = _Fold(self, problem)
+        fold = self._fold(problem)
         if fold.is_direct and problem.solver != "semi-nmf":
             return fold.tails([ranks[0] for ranks in wanted])
         made = (self._laid_out(problem.whole, *fold.solved(ranks[0])) for ranks in wanted)
         return [problem.error(self.dense(problem.whole, factors)) for factors in made]
+
+    def _fold(self, problem: Problem) -> _Fold:
+        """Made once for a problem: other forms build on this one."""
+        found = problem.kept.get(self)
+        if not isinstance(found, _Fold):
+            found = problem.kept[self] = _Fold(self, problem)
+        return found
 
     def dense(self, whole: Whole, factors: Sequence[Tensor]) -> Tensor:
         a, b = self._matrices(whole, factors)
@@ -181,13 +189,20 @@ class _Fold:
     """The matrices of one problem in one folding, and what follows from them for every rank."""
 
     def __init__(self, form: Folded, problem: Problem) -> None:
-        self.form, self.problem = form, problem
+        self.form, self._problem = form, weakref.ref(problem)
         whole = problem.whole
         self.reduced = problem.reduced if form.matrix else None
         self.matrix = form.folded(whole, problem.weight) if self.reduced is None else self.reduced.matrix[None, None]
         self.scaled = self._on_outputs(0, self.matrix)
         self.moments = None if problem.moments is None else form.metric(whole, problem.moments)
         self._bases: dict[bool, Tensor] = {}
+
+    @property
+    def problem(self) -> Problem:
+        """By a weak reference, as the problem keeps its folds: both are gone together, at once."""
+        problem = self._problem()
+        assert problem is not None
+        return problem
 
     @property
     def is_direct(self) -> bool:

@@ -11,7 +11,7 @@ norm. F are moments of the gradients at the layer's outputs: Fisher information 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -47,6 +47,7 @@ class Problem:
         outer: F [groups, m, m], m outputs a group, what errors of the outputs count, or its diagonal [groups, m]; None
             for the identity.
         seed: of random factors and random projections.
+        kept: what forms have found out and need again.
     """
 
     whole: Whole
@@ -55,6 +56,7 @@ class Problem:
     moments: Tensor | None = None
     outer: Tensor | None = None
     seed: int = 0
+    kept: dict[object, object] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def weight(self) -> Tensor:

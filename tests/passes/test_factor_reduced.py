@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -126,3 +128,21 @@ def test_of_very_many_outputs_the_diagonal_counts(monkeypatch: pytest.MonkeyPatc
     assert all(parameter.grad is None for parameter in net.parameters())
     # The gradients at the outputs of the last layer are the random directions themselves: 1 or -1.
     torch.testing.assert_close(complete[names[1]].diagonal(dim1=1, dim2=2), torch.full((1, 4), 80.0).double())
+
+
+@pytest.mark.parametrize("outputs", [6, 40])
+def test_nothing_of_a_problem_stays(outputs: int) -> None:
+    """What forms find out is used again, and gone with the problem."""
+    problem = linear(6, outputs).problem()
+    form = Pivoted(MATRIX) if outputs > 6 else MATRIX
+    form.errors(problem, [(2,)])
+    kept = list(problem.kept.values())
+    MATRIX.factors(problem, (2,))
+    assert list(problem.kept.values()) == kept and len(kept) == 1
+    gone = weakref.ref(kept.pop())
+    gc.disable()
+    try:
+        del problem
+        assert gone() is None
+    finally:
+        gc.enable()
