@@ -34,8 +34,8 @@ from benchmarks.machine import commit, machine, versions
 RESULTS = Path(__file__).parent / "results" / "lowrank_memory.json"
 BEGIN, END = "<!-- begin: python -m benchmarks.lowrank_memory --table -->", "<!-- end -->"
 PIPELINES = {
-    "without data": "low-rank{params=0.5}",
-    "with data": "low-rank{params=0.5,solver=activation,refit=false}",
+    "without data": "low-rank{params=0.5,forms=linear}",
+    "with data": "low-rank{params=0.5,forms=linear,solver=activation,refit=false}",
 }
 TOKENS, BATCHES = 64, 4
 

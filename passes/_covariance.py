@@ -26,7 +26,8 @@ __all__ = ["Moments", "moments_of", "rows_of", "windows"]
 _BYTES = 2**27
 """Of rows in float64 at a time."""
 _HELD = 2**31
-"""Bytes of sums at a time; more layers take another run over the data."""
+"""Bytes of sums at a time; more layers take another run over the data. Of a mapped model no more than its largest tensor
+has, as there is little memory."""
 
 
 class Moments:
@@ -98,10 +99,13 @@ def moments_of(
     for node, whole in layers.items():
         shared.setdefault(_key(whole), []).append(node)
     waiting = list(shared.values())
+    most = _HELD
+    if model.params.mapped:
+        most = max((tensor.numel() * tensor.element_size() for tensor in model.params.values()), default=most)
     while waiting:
         taken = [waiting.pop(0)]
         held = _bytes(layers[taken[0][0]])
-        while waiting and held + _bytes(layers[waiting[0][0]]) <= _HELD:
+        while waiting and held + _bytes(layers[waiting[0][0]]) <= most:
             taken.append(waiting.pop(0))
             held += _bytes(layers[taken[-1][0]])
         made = [Moments(layers[nodes[0]]) for nodes in taken]

@@ -212,7 +212,9 @@ class _Fold:
     @property
     def inner(self) -> Tensor | None:
         """Moments of what the first layer reads, summed over the taps of the second one: [G, k, q, q]."""
-        return None if self.moments is None else torch.einsum("ghdqhdr->ghqr", self.moments)
+        if self.moments is None or self.is_direct:
+            return None if self.moments is None else self.moments[:, :, 0, :, 0, 0]
+        return torch.einsum("ghdqhdr->ghqr", self.moments)
 
     def basis(self, *, aware: bool, count: int | None) -> Tensor:
         if aware not in self._bases or (count or self._bases[aware].shape[-1]) > self._bases[aware].shape[-1]:

@@ -137,15 +137,14 @@ def basis(matrix: Tensor, metric: Tensor | None, problem: Problem, count: int | 
         generator = torch.Generator().manual_seed(problem.seed)
         drawn = torch.randn(*matrix.shape[:-1], size, generator=generator, dtype=matrix.dtype)
         return _orthonormal(matrix @ matrix.transpose(-1, -2) @ drawn if p > q else drawn)
-    if metric is not None:
-        metric = _held(metric)
+    ridge = None if metric is None else _RIDGE * _unit(metric)  # never added to a copy: it may be as large as all else
     few = count is not None and size >= _RANDOMISED and 4 * count <= size
     if p <= q or (metric is not None and few):
-        inner = matrix if metric is None else matrix @ metric
+        inner = matrix if metric is None else matrix @ metric + ridge * matrix
         return _leading(inner @ matrix.transpose(-1, -2), size, count if few else None, problem.seed)
     if metric is not None:
         values, vectors = torch.linalg.eigh(metric)
-        matrix = (matrix @ vectors) * values.clamp(min=0).sqrt()[..., None, :]
+        matrix = (matrix @ vectors) * (values[..., None, :].clamp(min=0) + ridge).sqrt()
     right = _leading(matrix.transpose(-1, -2) @ matrix, size, count if few else None, problem.seed)
     return _orthonormal(matrix @ right)
 
@@ -207,5 +206,9 @@ def nearest_decoder(start: Tensor, cross: Tensor, gram: Tensor) -> Tensor:
 
 def _held(moments: Tensor) -> Tensor:
     """Moments that a ridge has made regular, one as well that is all zeros."""
-    unit = moments.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-200)[..., None, None]
-    return moments + _RIDGE * unit * torch.eye(moments.shape[-1], dtype=moments.dtype)
+    return moments + _RIDGE * _unit(moments) * torch.eye(moments.shape[-1], dtype=moments.dtype)
+
+
+def _unit(moments: Tensor) -> Tensor:
+    """The mean square of a number, [..., 1, 1]."""
+    return moments.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-200)[..., None, None]

@@ -17,6 +17,8 @@ __all__ = ["Influence"]
 
 _SAMPLES = 128
 _HOPELESS = 1e9
+_ROUNDING = 1e-8
+"""Error of a layer: what arrives of a smaller one can be nothing by chance, and the layer would count nothing."""
 
 
 class Influence:
@@ -31,11 +33,12 @@ class Influence:
 
     def of(self, problem: Problem, options: Sequence[Option], part: float) -> float:
         """The square of the relative error of the outputs, for each unit of a layer's own error: of the option that
-        leaves about `part` of the layer's cost."""
+        leaves about `part` of the layer's cost, and does more than rounding."""
         tried = [option for option in options[1:] if option.error > 0]
         if not tried:
             return 1.0
-        option = min(tried, key=lambda one: abs(one.cost - part * options[0].cost))
+        seen = [option for option in tried if option.error > _ROUNDING] or [max(tried, key=lambda one: one.error)]
+        option = min(seen, key=lambda one: abs(one.cost - part * options[0].cost))
         assert option.form is not None
         dense = option.form.dense(problem.whole, option.form.factors(problem, option.ranks))
         copy = self.model.clone(share_tensors=True)
