@@ -26,7 +26,7 @@ __all__ = ["Moments", "moments_of", "rows_of", "windows"]
 _BYTES = 2**27
 """Of rows in float64 at a time."""
 _HELD = 2**31
-"""Bytes of sums at a time; more layers take another run over the data. Of a mapped model no more than its largest tensor
+"""Bytes of sums at a time; more layers take another run over the data. Of a mapped model it is what the largest tensor
 has, as there is little memory."""
 
 
