@@ -2,9 +2,8 @@
 
     python -m benchmarks.lowrank_memory                      a Llama-shaped model of 1.1 billion parameters: 4.4 GB
     python -m benchmarks.lowrank_memory --layers 2 --dry     a small part of it
-    python -m benchmarks.lowrank_memory --table              the table in docs/lowrank.md alone
 
-The model, with random weights of falling singular values, is written to a `.gopt` file (in `--folder`, which needs room
+The model, with random weights, is written to a `.gopt` file (in `--folder`, which needs room
 for three such files). Other processes then bring it to half its parameters, without data and with calibration data of
 four batches of 64 tokens, and save the result, as `graphopt opt` does. `memory` is the most that a process held of its
 own at a time (`RssAnon`), above what it held before it read the model; pages of mapped files, which the system may drop
@@ -15,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,9 @@ import torch
 from torch import nn
 
 import graphopt as go
-from benchmarks.lowrank_table import PAGE
 from benchmarks.machine import commit, machine, versions
 
 RESULTS = Path(__file__).parent / "results" / "lowrank_memory.json"
-BEGIN, END = "<!-- begin: python -m benchmarks.lowrank_memory --table -->", "<!-- end -->"
 PIPELINES = {
     "without data": "low-rank{params=0.5,forms=linear}",
     "with data": "low-rank{params=0.5,forms=linear,solver=activation,refit=false}",
@@ -117,45 +114,24 @@ def factorised(path: Path, kind: str) -> dict[str, Any]:
     }
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown: a row for every run."""
-    lines = ["| parameters | file GB | pipeline | kept | largest layer MB | memory MB | of the largest | minutes |"]
-    lines += ["|---:|---:|---|---:|---:|---:|---:|---:|"]
-    for kind, row in results["rows"].items():
-        sizes = f"{row['parameters'] / 1e9:.2f} billion | {row['weight_bytes'] / 1e9:.1f}"
-        memory = f"{row['largest_bytes'] / 1e6:.0f} | {row['memory_bytes'] / 1e6:.0f} | {row['part_of_largest']:.2f}"
-        lines.append(
-            f"| {sizes} | `{row['pipeline']}` {kind} | {row['kept']:.3f} | {memory} | {row['seconds'] / 60:.0f} |"
-        )
-    where = results["machine"]
-    return "\n".join([*lines, "", f"Memory of the process's own, above what it held before. {where['processor']}."])
-
-
-def page(text: str, results: Mapping[str, Any]) -> str:
-    """The page with its generated part made anew."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{rest.split(END, 1)[1]}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--kinds", nargs="*", default=list(PIPELINES), choices=list(PIPELINES))
     parser.add_argument("--folder", type=Path, default=None, help="where the models are written (default: a new one)")
     parser.add_argument("--dry", action="store_true", help="leave the results as they are")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
     parser.add_argument("--one", nargs=2, metavar=("FILE", "KIND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(factorised(Path(options.one[0]), options.one[1])))
         return
-    if options.table:
-        PAGE.write_text(page(PAGE.read_text(), json.loads(RESULTS.read_text())))
-        return
     rows = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "large.gopt"
-        write_model(path, options.layers)
+        # In a process of its own: the model is not to stay in this one's memory.
+        writer = multiprocessing.get_context("spawn").Process(target=write_model, args=(path, options.layers))
+        writer.start()
+        writer.join()
         for kind in options.kinds:
             command = [sys.executable, "-m", "benchmarks.lowrank_memory", "--one", str(path), kind]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -164,7 +140,6 @@ def main() -> None:
     if not options.dry:
         found = {"machine": machine(), "versions": versions("transformers"), "commit": commit(), "rows": rows}
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-        PAGE.write_text(page(PAGE.read_text(), found))
 
 
 if __name__ == "__main__":

@@ -137,7 +137,8 @@ def basis(matrix: Tensor, metric: Tensor | None, problem: Problem, count: int | 
         generator = torch.Generator().manual_seed(problem.seed)
         drawn = torch.randn(*matrix.shape[:-1], size, generator=generator, dtype=matrix.dtype)
         return _orthonormal(matrix @ matrix.transpose(-1, -2) @ drawn if p > q else drawn)
-    ridge = None if metric is None else _RIDGE * _unit(metric)  # never added to a copy: it may be as large as all else
+    # Never added to a copy, which may be as large as all else.
+    ridge = _RIDGE * _unit(metric) if metric is not None else torch.zeros(())
     few = count is not None and size >= _RANDOMISED and 4 * count <= size
     if p <= q or (metric is not None and few):
         inner = matrix if metric is None else matrix @ metric + ridge * matrix

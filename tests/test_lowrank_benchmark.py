@@ -1,0 +1,28 @@
+"""The tables of docs/lowrank.md are the ones that were measured, and what the page says of them holds."""
+
+from __future__ import annotations
+
+import json
+from statistics import mean
+
+from benchmarks import lowrank_table
+
+OTHERS = ("ALDS", "uniform SVD", "Greenformer")
+
+
+def test_the_page_shows_the_results() -> None:
+    text = lowrank_table.PAGE.read_text()
+    assert lowrank_table.page(text) == text, "run: python -m benchmarks.lowrank --table"
+
+
+def test_less_is_lost_than_by_others_at_equal_size() -> None:
+    nets = json.loads(lowrank_table.RESULTS.read_text())["nets"]
+    compared = 0
+    for parts in nets.values():
+        for methods in parts.values():
+            ours, others = methods["low-rank"], [methods[name] for name in OTHERS]
+            for other in others:
+                for when, slack in (("before", 0.0), ("after", 0.001)):
+                    assert mean(row[when] for row in ours) >= mean(row[when] for row in other) - slack
+                    compared += 1
+    assert compared == 3 * 2 * 3 * 2
