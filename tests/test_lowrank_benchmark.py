@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from statistics import mean
 
-from benchmarks import lowrank_table
+from benchmarks import lowrank_latency, lowrank_table
 
 OTHERS = ("ALDS", "uniform SVD", "Greenformer")
 
@@ -26,3 +26,10 @@ def test_less_is_lost_than_by_others_at_equal_size() -> None:
                     assert mean(row[when] for row in ours) >= mean(row[when] for row in other) - slack
                     compared += 1
     assert compared == 3 * 2 * 3 * 2
+
+
+def test_the_page_shows_what_a_latency_came_to() -> None:
+    text, results = lowrank_table.PAGE.read_text(), json.loads(lowrank_latency.RESULTS.read_text())
+    assert lowrank_latency.page(text, results) == text, "run: python -m benchmarks.lowrank_latency --table"
+    for row in results["nets"].values():
+        assert "refused" in row or abs(row["again"] / row["asked"] - 1) < 0.05
