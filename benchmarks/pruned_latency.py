@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,74 +26,93 @@ from graphopt.measure import Stopwatch
 from graphopt.solve import BudgetError
 from graphopt.target import Target
 
-RESULTS = Path(__file__).parent / "results" / "pruned_latency.json"
-PAGE = Path(__file__).parent.parent / "docs" / "pruning.md"
-BEGIN, END = "<!-- begin: python -m benchmarks.pruned_latency -->", "<!-- end -->"
-COLUMNS = ("asked", "achieved", "again", "macs", "params", "groups", "seconds")
-NETS = (
-    "mobilenet_v2",
-    "resnet18",
-    "squeezenet1_1",
-    "resnet50",
-    "efficientnet_b0",
-    "regnet_y_400mf",
-    "deit_tiny",
-    "convnext_tiny",
-)
+FOLDER = Path(__file__).parent
 
 
-def measure(name: str, part: float, step: str = "prune-channels") -> dict[str, Any]:
-    """What a net takes after a pass that is asked for a part of its latency."""
-    subject = build(name, 1)
-    model, _ = go.run(subject.capture(), "exact", check=False)
-    start = time.perf_counter()
-    try:
-        small, (report,) = go.run(model, f"{step}{{latency={part}}}", check=False)
-    except BudgetError as error:
-        return {"asked": part, "refused": error.what, "seconds": round(time.perf_counter() - start, 1)}
-    seconds = time.perf_counter() - start
-    watch = Stopwatch(Target.parse("cpu"))
-    assert report.cost_before is not None and report.cost_after is not None
-    return {
-        "asked": part,
-        "achieved": round(report.findings["achieved"]["latency"], 3),
-        "again": round(watch.ratio(watch.build(small), watch.build(model), list(subject.args)), 3),
-        "macs": round(report.cost_after.macs / report.cost_before.macs, 3),
-        "params": round(report.cost_after.parameters / report.cost_before.parameters, 3),
-        "groups": len(report.findings["groups" if step == "prune-channels" else "layers"]),
-        "seconds": round(seconds, 1),
-    }
+@dataclass(frozen=True)
+class Asked:
+    """What one pass makes of nets that are asked for a part of their latency.
+
+    Attributes:
+        step: the pass.
+        counted: what of its findings is counted, and the name of that column.
+        results, page: the names of the files.
+        nets: the part that each is asked for.
+    """
+
+    step: str
+    counted: str
+    results: Path
+    page: Path
+    nets: Mapping[str, float]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("asked", "achieved", "again", "macs", "params", self.counted, "seconds")
+
+    def measure(self, name: str, part: float) -> dict[str, Any]:
+        subject = build(name, 1)
+        model, _ = go.run(subject.capture(), "exact", check=False)
+        start = time.perf_counter()
+        try:
+            small, (report,) = go.run(model, f"{self.step}{{latency={part}}}", check=False)
+        except BudgetError as error:
+            return {"asked": part, "refused": error.what, "seconds": round(time.perf_counter() - start, 1)}
+        seconds = time.perf_counter() - start
+        watch = Stopwatch(Target.parse("cpu"))
+        assert report.cost_before is not None and report.cost_after is not None
+        return {
+            "asked": part,
+            "achieved": round(report.findings["achieved"]["latency"], 3),
+            "again": round(watch.ratio(watch.build(small), watch.build(model), list(subject.args)), 3),
+            "macs": round(report.cost_after.macs / report.cost_before.macs, 3),
+            "params": round(report.cost_after.parameters / report.cost_before.parameters, 3),
+            self.counted: len(report.findings[self.counted]),
+            "seconds": round(seconds, 1),
+        }
+
+    def table(self, results: Mapping[str, Any]) -> str:
+        """Markdown: a row for every net."""
+        lines = [f"| net | {' | '.join(self.columns)} |", "|---|" + "---:|" * len(self.columns)]
+        for name, row in results["nets"].items():
+            lines.append(f"| {name} | {' | '.join(str(row.get(column, 'refused')) for column in self.columns)} |")
+        where = results["machine"]
+        return "\n".join([*lines, "", f"{where['processor']}, {where['cores']} cores."])
+
+    def text(self, text: str, results: Mapping[str, Any]) -> str:
+        """The page with its generated part made anew."""
+        begin, end = f"<!-- begin: python -m benchmarks.{self.results.stem} -->", "<!-- end -->"
+        before, rest = text.split(begin)
+        return f"{before}{begin}\n\n{self.table(results)}\n\n{end}{rest.split(end, 1)[1]}"
+
+    def main(self, told: str | None) -> None:
+        parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("names", nargs="*", metavar="NET", help=", ".join(self.nets))
+        parser.add_argument("--part", type=float, help="the part asked for, where it is not the usual one")
+        parser.add_argument("--table", action="store_true", help="measure nothing")
+        options = parser.parse_args()
+        found = json.loads(self.results.read_text())["nets"] if self.results.exists() else {}
+        for name in () if options.table else options.names or self.nets:
+            found[name] = self.measure(name, options.part or self.nets.get(name, 0.5))
+            print(name, found[name], flush=True)
+            whole = {"machine": machine(), "versions": versions("apache-tvm"), "commit": commit(), "nets": found}
+            self.results.write_text(json.dumps(whole, indent=1) + "\n")
+        self.page.write_text(self.text(self.page.read_text(), json.loads(self.results.read_text())))
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown: a row for every net."""
-    lines = [f"| net | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
-    for name, row in results["nets"].items():
-        lines.append(f"| {name} | {' | '.join(str(row.get(column, 'refused')) for column in COLUMNS)} |")
-    where = results["machine"]
-    return "\n".join([*lines, "", f"{where['processor']}, {where['cores']} cores."])
-
-
-def page(text: str, results: Mapping[str, Any]) -> str:
-    """The page with its generated part made anew."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{rest.split(END)[1]}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NET", help=", ".join(NETS))
-    parser.add_argument("--part", type=float, default=0.5)
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    options = parser.parse_args()
-    found = json.loads(RESULTS.read_text())["nets"] if RESULTS.exists() else {}
-    for name in () if options.table else options.names or NETS:
-        found[name] = measure(name, options.part)
-        print(name, found[name], flush=True)
-        whole = {"machine": machine(), "versions": versions("apache-tvm"), "commit": commit(), "nets": found}
-        RESULTS.write_text(json.dumps(whole, indent=1) + "\n")
-    PAGE.write_text(page(PAGE.read_text(), json.loads(RESULTS.read_text())))
-
+PRUNED = Asked(
+    step="prune-channels",
+    counted="groups",
+    results=FOLDER / "results" / "pruned_latency.json",
+    page=FOLDER.parent / "docs" / "pruning.md",
+    nets=dict.fromkeys(
+        (
+            "mobilenet_v2", "resnet18", "squeezenet1_1", "resnet50", "efficientnet_b0", "regnet_y_400mf", "deit_tiny",
+            "convnext_tiny",
+        ),
+        0.5,
+    ),
+)  # fmt: skip
 
 if __name__ == "__main__":
-    main()
+    PRUNED.main(__doc__)

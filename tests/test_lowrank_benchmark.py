@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from statistics import mean
 
-from benchmarks import lowrank_latency, lowrank_table
+from benchmarks import lowrank_table
+from benchmarks.lowrank_latency import LOW_RANK
 
 OTHERS = ("ALDS", "uniform SVD", "Greenformer")
 
@@ -29,7 +30,7 @@ def test_less_is_lost_than_by_others_at_equal_size() -> None:
 
 
 def test_the_page_shows_what_a_latency_came_to() -> None:
-    text, results = lowrank_table.PAGE.read_text(), json.loads(lowrank_latency.RESULTS.read_text())
-    assert lowrank_latency.page(text, results) == text, "run: python -m benchmarks.lowrank_latency --table"
+    text, results = lowrank_table.PAGE.read_text(), json.loads(LOW_RANK.results.read_text())
+    assert LOW_RANK.text(text, results) == text, "run: python -m benchmarks.lowrank_latency --table"
     for row in results["nets"].values():
         assert "refused" in row or abs(row["again"] / row["asked"] - 1) < 0.05
