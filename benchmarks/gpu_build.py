@@ -20,7 +20,7 @@ import graphopt as go
 from benchmarks.gpu_models import Case, buffers_of, inputs, make, with_buffers
 from benchmarks.lively import calibrate
 from benchmarks.machine import commit, versions
-from graphopt.backends.tvm.saved import digest
+from graphopt.manifest import digest
 
 __all__ = ["CASES", "TARGET", "build"]
 
