@@ -27,9 +27,10 @@ import torch
 from torch import nn
 
 import graphopt as go
+from benchmarks.lowrank_table import MEMORY as RESULTS
+from benchmarks.lowrank_table import PAGE, page
 from benchmarks.machine import commit, machine, versions
 
-RESULTS = Path(__file__).parent / "results" / "lowrank_memory.json"
 PIPELINES = {
     "without data": "low-rank{params=0.5,forms=linear}",
     "with data": "low-rank{params=0.5,forms=linear,solver=activation,refit=false}",
@@ -114,6 +115,14 @@ def factorised(path: Path, kind: str) -> dict[str, Any]:
     }
 
 
+def keep(rows: dict[str, Any]) -> None:
+    """Write rows to the results, beside those of other kinds, and the table of docs/lowrank.md."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    where = {"machine": machine(), "versions": versions("transformers"), "commit": commit()}
+    RESULTS.write_text(json.dumps(known | {kind: row | where for kind, row in rows.items()}, indent=1) + "\n")
+    PAGE.write_text(page(PAGE.read_text()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=22)
@@ -138,8 +147,7 @@ def main() -> None:
             rows[kind] = json.loads(done.stdout.splitlines()[-1])
             print(kind, rows[kind], flush=True)
     if not options.dry:
-        found = {"machine": machine(), "versions": versions("transformers"), "commit": commit(), "rows": rows}
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        keep(rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of docs/lowrank.md, from benchmarks/results/lowrank.json."""
+"""The tables of docs/lowrank.md, from what was measured."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-__all__ = ["PAGE", "PRETRAINED", "RESULTS", "page", "table"]
+__all__ = ["MEMORY", "PAGE", "PRETRAINED", "RESULTS", "page", "table"]
 
 RESULTS = Path(__file__).parent / "results" / "lowrank.json"
 PRETRAINED = RESULTS.with_stem("lowrank_pretrained")
+MEMORY = RESULTS.with_stem("lowrank_memory")
 PAGE = Path(__file__).parent.parent / "docs" / "lowrank.md"
 END = "<!-- end -->"
 
@@ -21,9 +22,10 @@ def page(text: str) -> str:
     for program, file, made in (
         ("lowrank", RESULTS, table),
         ("lowrank_pretrained", PRETRAINED, pretrained_table),
+        ("lowrank_memory", MEMORY, memory_table),
     ):
         if file.exists():
-            begin = f"<!-- begin: python -m benchmarks.{program} --table -->"
+            begin = f"<!-- begin: python -m benchmarks.{program} -->"
             before, rest = text.split(begin)
             after = rest.split(END, 1)[1]
             text = f"{before}{begin}\n\n{made(json.loads(file.read_text()))}\n\n{END}{after}"
@@ -52,6 +54,18 @@ def pretrained_table(results: Mapping[str, Any]) -> str:
                 lines.append(f"| {method} | {part} | {numbers} |")
         lines += ["", f"{found['tested']} images, calibrated with {found['calibration']} others.", ""]
     return "\n".join(lines).rstrip()
+
+
+def memory_table(results: Mapping[str, Any]) -> str:
+    """Markdown: for either pipeline one row; sizes in millions of bytes."""
+    lines = ["| | parameters | largest layer, MB | memory, MB | part of the largest | layers factorised | seconds |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+    for kind, row in results.items():
+        sizes = " | ".join(f"{row[name] / 1e6:.0f}" for name in ("largest_bytes", "memory_bytes"))
+        numbers = f"{row['part_of_largest']:.2f} | {row['layers']} | {row['seconds']:.0f}"
+        where = f"{kind}, {row['machine']['cores']} cores"
+        lines.append(f"| {where} | {row['parameters'] / 1e9:.2f} billion | {sizes} | {numbers} |")
+    return "\n".join(lines)
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -7,7 +7,8 @@
 The small nets of `benchmarks.baselines` are brought to parts of the latency of their compiled code with one thread and
 one image.
 `before` is the test accuracy right after that, `after` the one after the fine-tuning of `benchmarks.pruning`, and
-`again` the latency of the fine-tuned net, compiled anew. Cases that are done are kept in the user's cache.
+`again` the latency of the fine-tuned net, compiled anew. `one budget` is `compress` over layers and widths. The
+MobileNet is fine-tuned five times as long as well. Cases that are done are kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -45,9 +46,14 @@ METHODS = {
     "prune": "prune-channels{{latency={part},threads=1,seed={seed}}}",
     "merge and prune": "merge-layers{{latency={root},threads=1,seed={seed}}},"
     "prune-channels{{latency={root},threads=1,seed={seed}}}",
+    "one budget": "compress{{latency={part},threads=1,ways=merge-layers;prune-channels,seed={seed}}}",
 }
 """Pipelines; `root` is the square root of the part, so that both together reach it. The second one makes the choices of
 Kim et al. (2023): importance by training every candidate, and the two-stage program."""
+
+LONGER = {f"{method}, tuned longer": method for method in ("merge", "prune", "one budget")}
+"""Methods with `EPOCHS` times as many steps, for one net at one part of its latency."""
+WHERE_LONGER, EPOCHS = ("mobilenet", 0.6), 5
 
 
 @dataclass(frozen=True)
@@ -75,16 +81,18 @@ def measured(run: Run) -> dict[str, Any]:
     data = images(DATA)
     case = Case(DATA, run.net, "latency", run.part, "graphopt", run.seed)
     task = task_of(case, data)
-    text = METHODS[run.method].format(part=run.part, root=round(run.part**0.5, 4), seed=run.seed)
+    pipeline = METHODS[LONGER.get(run.method, run.method)]
+    text = pipeline.format(part=run.part, root=round(run.part**0.5, 4), seed=run.seed)
     start = time.perf_counter()
     try:
-        small = made(task, text)
+        small, passes = made(task, text)
     except BudgetError as error:
         return {"refused": error.what}
     seconds = time.perf_counter() - start
     small.module.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types leave it out
-    row = {"seconds": seconds, "before": accuracy(small.module, data)}
-    finetune(small, optimizer=optimizer_for(small, run.net, RATE), **tuning(case, data))
+    row: dict[str, Any] = {"seconds": seconds, "passes": passes, "before": accuracy(small.module, data)}
+    epochs = EPOCHS if run.method in LONGER else 1
+    finetune(small, epochs=epochs, optimizer=optimizer_for(small, run.net, RATE), **tuning(case, data))
     return row | {
         "trained": baseline(DATA, run.net)[1]["accuracy"],
         "after": accuracy(small.module, data),
@@ -94,16 +102,23 @@ def measured(run: Run) -> dict[str, Any]:
     }
 
 
-def made(task: Task, text: str) -> go.Model:
+def made(task: Task, text: str) -> tuple[go.Model, str]:
+    """What a pipeline makes of the net, and the passes among which it has divided its budget."""
     model = go.capture(deepcopy(task.module).eval(), (task.example,), dynamic={0: {0: "batch"}})
-    return go.run(model, text, calib=[(x,) for x, _ in task.calibration], check=False)[0]
+    small, reports = go.run(model, text, calib=[(x,) for x, _ in task.calibration], check=False)
+    return small, reports[-1].findings.get("passes", text)
 
 
 def runs(options: argparse.Namespace) -> Iterator[Run]:
     for net in options.nets:
         for part in options.parts:
-            for method in METHODS:
-                yield from (Run(net, part, method, seed) for seed in SEEDS[: options.seeds])
+            for method in methods_of(net, part):
+                if method in options.methods or not options.methods:
+                    yield from (Run(net, part, method, seed) for seed in SEEDS[: options.seeds])
+
+
+def methods_of(net: str, part: float) -> list[str]:
+    return [*METHODS, *(LONGER if (net, part) == WHERE_LONGER else ())]
 
 
 def gathered() -> dict[str, Any]:
@@ -111,7 +126,7 @@ def gathered() -> dict[str, Any]:
     nets: dict[str, Any] = {}
     for net in NETS:
         for part in PARTS:
-            for method in METHODS:
+            for method in methods_of(net, part):
                 rows = [row for seed in SEEDS if (row := Run(net, part, method, seed).row) is not None]
                 if rows:
                     nets.setdefault(net, {}).setdefault(str(part), {})[method] = rows
@@ -122,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="*", default=list(NETS), choices=NETS)
     parser.add_argument("--parts", nargs="*", type=float, default=list(PARTS))
+    parser.add_argument("--methods", nargs="*", default=[], help="some of them, by name")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--table", action="store_true", help="measure nothing")
     options = parser.parse_args()

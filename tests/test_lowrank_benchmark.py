@@ -34,3 +34,11 @@ def test_the_page_shows_what_a_latency_came_to() -> None:
     assert LOW_RANK.text(text, results) == text, "run: python -m benchmarks.lowrank_latency --table"
     for row in results["nets"].values():
         assert "refused" in row or abs(row["again"] / row["asked"] - 1) < 0.05
+
+
+def test_a_billion_parameters_take_the_memory_of_two_and_a_half_of_the_largest_layer() -> None:
+    results = json.loads(lowrank_table.MEMORY.read_text())
+    assert "without data" in results
+    for kind, row in results.items():
+        assert row["parameters"] >= 1e9 and 0.49 < row["kept"] <= 0.5, kind
+        assert row["memory_bytes"] < 2.5 * row["largest_bytes"], kind
