@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from graphopt.backends.tvm.tune.tasks import extract
 from graphopt.errors import UsageError
 from graphopt.target import this_machine
 from tests.tune import nets
+from tests.tune.trackers import until
 
 JOB = Job(Path("library.so"), "task", ("a",), (), 1, 0.1)
 
@@ -74,15 +72,6 @@ def test_a_server_with_other_numbers_than_two_is_dropped(monkeypatch: pytest.Mon
         fake.measurer.measure(JOB)
 
 
-@pytest.fixture(scope="module")
-def tracker() -> Iterator[str]:
-    from tvm.rpc.tracker import Tracker
-
-    made = Tracker(host="127.0.0.1", port=19190, port_end=19290, silent=True)
-    yield f"127.0.0.1:{made.port}"
-    made.terminate()
-
-
 def test_a_tracker_or_a_kind_that_is_not_there_is_refused(tracker: str) -> None:
     for place, why in (
         ("127.0.0.1:1", "there is no tracker"),
@@ -91,16 +80,6 @@ def test_a_tracker_or_a_kind_that_is_not_there_is_refused(tracker: str) -> None:
     ):
         with pytest.raises(UsageError, match=why):
             servers(place, "board")
-
-
-def until(tracker: str, count: int, seconds: float = 60) -> int:
-    """How many servers the tracker knows, once it knows `count` or time is up: it hears of them in its own time."""
-    end, known = time.monotonic() + seconds, -1
-    while known != count and time.monotonic() < end:
-        with contextlib.suppress(UsageError):  # none yet
-            known = servers(tracker, "board")
-        time.sleep(0.1)
-    return known
 
 
 def test_three_servers_of_which_one_is_killed(tracker: str, tmp_path: Path) -> None:
