@@ -56,7 +56,7 @@ class Moments:
                 todo="calibrate with data on which the model makes numbers, or leave the layer out (`leave`)",
             )
         for rows in rows_of(self.whole.kernel, value):
-            self.sum += rows.transpose(1, 2) @ rows
+            self.sum.baddbmm_(rows.transpose(1, 2), rows)  # in place: the sum may be as large as all else
             self.count += rows.shape[1]
 
     @property
@@ -115,6 +115,7 @@ def moments_of(
                 warnings.warn(scarce(moments), stacklevel=2)
             for node in nodes:
                 yield node, moments
+        del made, moments  # before the next ones are made
 
 
 def scarce(moments: Moments) -> str:

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from graphopt.passes._factor_forms import Form, Ranks
 from graphopt.passes._factor_layers import Whole
-from graphopt.passes._factor_problem import Problem, basis, nearest_decoder, semi_nonnegative
+from graphopt.passes._factor_problem import Problem, basis, nearest_decoder, product, semi_nonnegative, squares
 from graphopt.passes._factor_writer import Writer, write_kernel
 from graphopt.passes._kernel import Kernel
 from graphopt.rewriter import Node
 
 __all__ = ["Folded"]
+
+_COLUMNS = 256
+"""Of a basis at a time."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,9 @@ class _Fold:
         self.form, self._problem = form, weakref.ref(problem)
         whole = problem.whole
         self.reduced = problem.reduced if form.matrix else None
-        self.matrix = form.folded(whole, problem.weight) if self.reduced is None else self.reduced.matrix[None, None]
+        plain = form.matrix and problem.outer is None and problem.solver != "semi-nmf"
+        weight = problem.stored if plain else problem.weight  # which takes another time its memory
+        self.matrix = form.folded(whole, weight) if self.reduced is None else self.reduced.matrix[None, None]
         self.scaled = self._on_outputs(0, self.matrix)
         self.moments = None if problem.moments is None else form.metric(whole, problem.moments)
         self._bases: dict[bool, Tensor] = {}
@@ -224,9 +229,9 @@ class _Fold:
     def tails(self, wanted: Sequence[int]) -> list[float]:
         """Errors by rank, where they are direct: what is left of the outputs' covariance outside of the basis."""
         u = self.basis(aware=self.problem.is_aware, count=max(wanted))
-        covered = u.transpose(-1, -2) @ self.scaled
-        read = covered if self.inner is None else covered @ self.inner
-        gains = (covered * read).sum(-1).sum((0, 1))
+        parts = u.split(_COLUMNS, dim=-1)
+        covered = (squares(product(part.transpose(-1, -2), self.scaled), self.inner) for part in parts)
+        gains = torch.cat(list(covered), dim=-1).sum((0, 1))
         complete = len(gains) == min(self.matrix.shape[-2:])
         left = 0.0 if complete else max(self.problem.energy - float(gains.sum()), 0.0)
         beyond = gains.flip(0).cumsum(0).flip(0).tolist()
@@ -245,7 +250,7 @@ class _Fold:
 
     def _projected(self, rank: int, *, aware: bool) -> tuple[Tensor, Tensor]:
         u = self.basis(aware=aware, count=rank)[..., :rank]
-        encoder = u.transpose(-1, -2) @ self.scaled
+        encoder = product(u.transpose(-1, -2), self.scaled)
         return self._on_outputs(1, u), encoder
 
     def _on_outputs(self, which: int, matrix: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def read_whole(rw: Rewriter, node: Node) -> Whole | str | None:
         return _embedding(rw, node)
     if is_layer(node):
         axes = 0 if node.target is aten.linear.default else rw.fake(argument(node, "weight")).dim() - 2
-        step = read_step(rw, node, axes)
+        step = read_step(rw, node, axes, numbers=False)
         return _of_step(rw, step) if isinstance(step, Step) else step
     if node.target in _PRODUCTS and any(used.op == "get_attr" for used in node.all_input_nodes):
         return _matrix(rw, node)

@@ -11,6 +11,7 @@ norm. F are moments of the gradients at the layer's outputs: Fisher information 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
@@ -21,7 +22,7 @@ from torch import Tensor
 from graphopt.passes._factor_layers import Whole
 from graphopt.passes._factor_reduced import Reduced, is_long
 
-__all__ = ["AWARE", "SOLVERS", "Problem", "Solver", "basis", "nearest_decoder"]
+__all__ = ["AWARE", "SOLVERS", "Problem", "Solver", "basis", "nearest_decoder", "product", "squares"]
 
 Solver = Literal["svd", "activation", "fisher", "semi-nmf", "random"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
@@ -35,6 +36,8 @@ _RIDGE = 1e-10
 _DAMPING = 1e-3
 """Of the mean of what outputs count: none of them counts nothing."""
 _SWEEPS = 60
+_AT_A_TIME = 2**20
+"""Elements in float64 of what is no larger than it has to be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +109,7 @@ class Problem:
     def energy(self) -> float:
         """The error of zeros, which errors are relative to."""
         if self.reduced is None:
-            return self._size(self.weight)
+            return self._size(self.weight if self.whole.embedding or self.outer is not None else self.stored)
         return _weighed(self.reduced.matrix[None], self.moments)
 
     def _size(self, difference: Tensor) -> float:
@@ -118,13 +121,42 @@ class Problem:
 def _weighed(rows: Tensor, moments: Tensor | None) -> float:
     """tr(rows C rows^T), C being a diagonal where it has one number for a column."""
     if moments is None:
-        return float(torch.linalg.vector_norm(rows)) ** 2
-    return float(((rows * moments if moments.dim() == 1 else rows @ moments) * rows).sum())
+        return float(squares(rows, None).sum())
+    return float((rows * moments * rows).sum() if moments.dim() == 1 else squares(rows, moments).sum())
+
+
+def squares(rows: Tensor, metric: Tensor | None) -> Tensor:
+    """r C r^T for each of the rows r of [..., p, q], with C [..., q, q]: [..., p]. A few rows at a time."""
+    found = []
+    for place in _pieces(rows, -2):
+        part = rows[..., place, :].double()
+        found.append(((part if metric is None else part @ metric) * part).sum(-1))
+    return torch.cat(found, dim=-1)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float64 without a copy in float64 of the one that is of another dtype, if one is."""
+    if b.dtype is torch.float64:
+        return (
+            a @ b if a.dtype is torch.float64 else product(b.transpose(-1, -2), a.transpose(-1, -2)).transpose(-1, -2)
+        )
+    a = a.double()
+    made = a.new_empty(*a.shape[:-1], b.shape[-1])
+    for place in _pieces(b, -1):
+        made[..., place] = a @ b[..., place].double()
+    return made
+
+
+def _pieces(tensor: Tensor, axis: int) -> Iterator[slice]:
+    """Places along an axis, a few at a time."""
+    count = tensor.shape[axis]
+    step = max(1, _AT_A_TIME * count // max(1, tensor.numel()))
+    yield from (slice(start, start + step) for start in range(0, count, step))
 
 
 def basis(matrix: Tensor, metric: Tensor | None, problem: Problem, count: int | None = None) -> Tensor:
-    """Orthonormal columns U [..., p, r], best first, onto which the rows of matrix [..., p, q] are projected: r is
-    min(p, q), or `count`.
+    """Orthonormal columns U [..., p, r] in float64, best first, onto which the rows of matrix [..., p, q] are
+    projected: r is min(p, q), or `count`. The dtype of the matrix may be any.
 
     They are the leading eigenvectors of `matrix metric matrix^T`, the covariance of the outputs: U U^T matrix is then
     the nearest of its rank, without an inverse of the metric, which may be singular. (Eckart and Young, 1936; for the
@@ -135,19 +167,27 @@ def basis(matrix: Tensor, metric: Tensor | None, problem: Problem, count: int | 
     size = min(p, q)
     if problem.solver == "random":
         generator = torch.Generator().manual_seed(problem.seed)
-        drawn = torch.randn(*matrix.shape[:-1], size, generator=generator, dtype=matrix.dtype)
-        return _orthonormal(matrix @ matrix.transpose(-1, -2) @ drawn if p > q else drawn)
+        drawn = torch.randn(*matrix.shape[:-1], size, generator=generator, dtype=torch.float64)
+        return _orthonormal(product(matrix, product(matrix.transpose(-1, -2), drawn)) if p > q else drawn)
     # Never added to a copy, which may be as large as all else.
     ridge = _RIDGE * _unit(metric) if metric is not None else torch.zeros(())
     few = count is not None and size >= _RANDOMISED and 4 * count <= size
     if p <= q or (metric is not None and few):
-        inner = matrix if metric is None else matrix @ metric + ridge * matrix
-        return _leading(inner @ matrix.transpose(-1, -2), size, count if few else None, problem.seed)
+        gram = product(matrix if metric is None else _read(matrix, metric, ridge), matrix.transpose(-1, -2))
+        return _leading(gram, size, count if few else None, problem.seed)
     if metric is not None:
         values, vectors = torch.linalg.eigh(metric)
-        matrix = (matrix @ vectors) * (values[..., None, :].clamp(min=0) + ridge).sqrt()
-    right = _leading(matrix.transpose(-1, -2) @ matrix, size, count if few else None, problem.seed)
-    return _orthonormal(matrix @ right)
+        matrix = product(matrix, vectors) * (values[..., None, :].clamp(min=0) + ridge).sqrt()
+    right = _leading(product(matrix.transpose(-1, -2), matrix), size, count if few else None, problem.seed)
+    return _orthonormal(product(matrix, right))
+
+
+def _read(matrix: Tensor, metric: Tensor, ridge: Tensor) -> Tensor:
+    """matrix (metric + ridge I)"""
+    read = product(matrix, metric)
+    for place in _pieces(matrix, -2):
+        read[..., place, :] += ridge * matrix[..., place, :]
+    return read
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

@@ -74,13 +74,13 @@ def image_sizes(rw: Rewriter, node: Node) -> Sizes:
     return [size if isinstance(size, int) else None for size in rw.fake(node).shape[2:]]
 
 
-def read_step(rw: Rewriter, node: Node, axes: int) -> Step | str | None:
+def read_step(rw: Rewriter, node: Node, axes: int, *, numbers: bool = True) -> Step | str | None:
     """The call as a kernel on `axes` convolved axes, 0 for linear layers on the last axis; why a layer or a batch norm
-    is none; or None for everything else."""
+    is none; or None for everything else. Without `numbers` the kernel of a layer is on the meta device."""
     if node.op != "call_function" or not isinstance(rw.value(node), FakeTensor):
         return None
     if is_layer(node):
-        return _layer(rw, node, axes)
+        return _layer(rw, node, axes, numbers=numbers)
     if node.target in POOLS:
         return _pool(rw, node) if rw.fake(node).dim() == axes + 2 else None
     if node.target in _PADS:
@@ -95,7 +95,7 @@ def read_step(rw: Rewriter, node: Node, axes: int) -> Step | str | None:
     return _affine(rw, affine, axes) if isinstance(affine, Affine) else affine
 
 
-def _layer(rw: Rewriter, node: Node, axes: int) -> Step | str:
+def _layer(rw: Rewriter, node: Node, axes: int, *, numbers: bool) -> Step | str:
     layer = read_layer(rw, node)
     if isinstance(layer, str):
         return layer
@@ -113,12 +113,14 @@ def _layer(rw: Rewriter, node: Node, axes: int) -> Step | str:
     why = _why_fixed(rw, layer)
     if why is not None:
         return why
-    numbers = [n for name in ("stride", "dilation") for n in (spread(node, name, axes) if axes else [])]
+    steps = [n for name in ("stride", "dilation") for n in (spread(node, name, axes) if axes else [])]
     pads = layer.pads(weight.shape[2:])
-    if pads is None or not all(isinstance(number, int) for number in numbers):
+    if pads is None or not all(isinstance(step, int) for step in steps):
         return f"the stride, padding or dilation of '{node.name}' is no number"
     matrix = weight.t() if not axes and layer.weight_out == 1 else weight
-    kernel = Kernel.of(matrix, bias, stride=numbers[:axes], dilation=numbers[axes:], padding=pads, groups=layer.groups)
+    if not numbers:
+        matrix, bias = matrix.to("meta"), None if bias is None else bias.to("meta")
+    kernel = Kernel.of(matrix, bias, stride=steps[:axes], dilation=steps[axes:], padding=pads, groups=layer.groups)
     return Step(node, layer.input, kernel, layer, rw.params[str(layer.weight.target)].requires_grad)
 
 

@@ -111,6 +111,7 @@ def _table(
         table[name] = options_of(problem, asked.forms, ranking, prices, rw.skip)
         if influence is not None:
             weights[name] = influence.of(problem, table[name], asked.value)
+        del problem  # before the numbers of the next one are there
     return table, weights
 
 

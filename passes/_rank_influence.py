@@ -40,11 +40,14 @@ class Influence:
         seen = [option for option in tried if option.error > _ROUNDING] or [max(tried, key=lambda one: one.error)]
         option = min(seen, key=lambda one: abs(one.cost - part * options[0].cost))
         assert option.form is not None
-        dense = option.form.dense(problem.whole, option.form.factors(problem, option.ranks))
         copy = self.model.clone(share_tensors=True)
         rw = Rewriter(copy)
         whole = problem.whole.onto(rw)
-        rw.set_tensor(whole.weight, whole.stored(dense).to(rw.params[str(whole.weight.target)]), "tried")
+        factors = option.form.factors(problem, option.ranks)
+        # No name for what is in float64: it is gone before it is stored.
+        weight = whole.stored(option.form.dense(problem.whole, factors)).to(rw.params[str(whole.weight.target)])
+        rw.set_tensor(whole.weight, weight, "tried")
+        del factors, weight
         copy.touch()
         lost = self.outputs.of(copy) ** 2
         return lost / option.error if lost < _HOPELESS else _HOPELESS  # NaN as well

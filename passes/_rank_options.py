@@ -82,6 +82,7 @@ class Problems:
             return
         for node, moments in moments_of(self.model, self.calib, by_node):
             yield self._problem(rw, by_node[node], moments.sum)
+            del moments  # here and where problems are solved: the next ones are made before a name has another value
 
     def _problem(self, rw: Rewriter, whole: Whole, moments: Tensor | None) -> Problem:
         weight = whole.dense(rw)

@@ -213,6 +213,7 @@ def _put_in(rw: Rewriter, problems: Problems, taken: list[Whole], chosen: Chosen
         assert option.form is not None
         factors = option.form.factors(problem, option.ranks)
         made[problem.whole.node] = option, substitute(rw, problem.whole.onto(rw), option, factors)
+        del problem, factors  # before the numbers of the next one are there
     rw.model.touch()
     return {whole: made[whole.node] for whole in taken}
 
