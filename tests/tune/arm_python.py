@@ -22,15 +22,12 @@ __all__ = ["arm_python"]
 
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
 WHEELS = ("apache-tvm", "apache-tvm-ffi", "numpy", "ml_dtypes", "psutil")
-PURE = (
-    "annotated_doc", "click", "cloudpickle", "markdown_it", "mdurl", "platformdirs", "pygments", "rich", "shellingham",
-    "typer", "typing_extensions",
-)  # fmt: skip
+PURE = ("cloudpickle", "platformdirs", "typing_extensions")
 PLATFORMS = [f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 24, 17)] + ["manylinux2014_aarch64"]
 SOURCE = Path(__file__).parents[2]
 SCRIPT = """#!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
-export PYTHONHOME="$here/root/usr" PYTHONPATH="$here/packages:$here/site" PYTHONDONTWRITEBYTECODE=1 LD_LIBRARY_PATH=
+export PYTHONHOME="$here/root/usr" PYTHONPATH="$here/packages:$here/site" PYTHONSAFEPATH=1 LD_LIBRARY_PATH=
 exec qemu-aarch64-static -0 "$here/python" -L "$here/root" "$here/root/usr/bin/python3" "$@"
 """
 """Python takes the zeroth argument for its own program, which it starts anew for other processes: this script."""

@@ -24,6 +24,11 @@ from tests.tune.arm_python import arm_python
 from tests.tune.trackers import until
 
 CANDIDATES = [Choices(), Choices(tile=(3, 1)), Choices(steps=1)]
+SERVER = """
+import sys
+from graphopt.backends.tvm.tune.server import Server
+Server(sys.argv[1], "arm", host="127.0.0.1", port=19500).wait()
+"""
 SECONDS = 180
 """A server in qemu takes some to import what it needs."""
 
@@ -31,8 +36,7 @@ SECONDS = 180
 @pytest.fixture
 def arm_servers(tracker: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Two, as `graphopt rpc-server` makes them, and two of this architecture beside them."""
-    program = [str(arm_python()), "-c", "from graphopt.tools.main import main; main()", "rpc-server"]
-    command = [*program, "--tracker", tracker, "--key", "arm"]
+    command = [str(arm_python()), "-c", SERVER, tracker]
     started = [subprocess.Popen(command, start_new_session=True) for _ in range(2)]
     here = [Server(tracker, "board", host="127.0.0.1", port=19400) for _ in range(2)]
     yield started
