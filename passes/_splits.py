@@ -50,7 +50,7 @@ def splits(ways: int) -> Iterator[Split]:
     if ways == 1:
         yield (SHARES,)
         return
-    ends = [()]
+    ends: list[Split] = [()]
     for _ in range(ways - 1):
         ends = [(*end, more) for end in ends for more in range(end[-1] if end else 0, SHARES + 1)]
     for end in ends:

@@ -201,8 +201,8 @@ class _Trials:
         for _ in range(_CORRECTIONS):
             try:
                 steps, model = self._done(split, asked)
-            except BudgetError as error:
-                self.refused.append(error.what)
+            except BudgetError as refused:
+                self.refused.append(refused.what)
                 return math.inf
             reached = self.left(model)
             self.smallest = min(self.smallest, reached)
