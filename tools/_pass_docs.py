@@ -72,7 +72,8 @@ def _page(cls: type[Pass]) -> Iterator[str]:
         yield from ("", "| Option | Type | Default |", "|---|---|---|")
     for option in options:
         default = "required" if option.required else f"`{format_value(option.default)}`"
-        yield f"| `{option.name}` | {inspect.formatannotation(option.type)} | {default} |"
+        kind = inspect.formatannotation(option.type).replace("|", "\\|")  # which would end a cell
+        yield f"| `{option.name}` | {kind} | {default} |"
     for heading, text in found.items():
         language = _VERBATIM.get(heading)
         if language:
