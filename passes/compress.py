@@ -184,15 +184,18 @@ class _Trials:
         return self._losses[split]
 
     def rows(self, chosen: Split) -> list[dict[str, Any]]:
-        names = self.options._ways
         return [
             {
-                **{name: f"{count}/{SHARES}" for name, count in zip(names, split, strict=True)},
+                "split": self._named(split),
                 "output error": loss if math.isfinite(loss) else "not reached",
                 "": "taken" if split == chosen else "",
             }
             for split, loss in self._losses.items()
         ]
+
+    def _named(self, split: Split) -> str:
+        ways = zip(self.options._ways, split, strict=True)
+        return ", ".join(f"{name} {count}/{SHARES}" for name, count in ways if count)
 
     def _loss(self, split: Split) -> float:
         """The error of the outputs, infinite where the budget is not kept."""

@@ -129,7 +129,7 @@ def _show_findings(report: Report) -> None:
     """What a pass reports besides: lists of rows as tables, the rest as lines."""
     for name, value in report.findings.items():
         if isinstance(value, list):
-            rows = [list(row.values()) for row in value]
+            rows = [[_short(cell) for cell in row.values()] for row in value]
             show_table([name, *list(value[0])[1:]] if value else [name], rows, title=report.name)
         else:
             parts = value.items() if isinstance(value, dict) else [("", value)]

@@ -85,7 +85,7 @@ def test_what_layers_leave_of_a_budget_widths_take() -> None:
     model, small, report = compressed("compress{macs=0.6,ways=merge-layers;prune-channels}", module)
     found = report.findings
     assert [text.partition("{")[0] for text in found["passes"].split(",")] == ["merge-layers", "prune-channels"]
-    alone = next(row for row in found["tried"] if row["prune-channels"] == "4/4")
+    alone = next(row for row in found["tried"] if row["split"] == "prune-channels 4/4")
     taken = next(row for row in found["tried"] if row[""] == "taken")
     assert taken["output error"] < alone["output error"]
     assert 0.55 < part(small, model) <= 0.6
