@@ -115,7 +115,7 @@ class Latency(Budget):
     width, and what a plan reaches is measured on the whole (see `graphopt.deployed`)."""
 
     name = "latency"
-    enough = 0.93
+    enough = 0.96
     before = 1.0
 
     def __init__(self, part: float, watch: Stopwatch) -> None:

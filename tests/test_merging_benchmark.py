@@ -19,5 +19,6 @@ def test_the_page_shows_the_results() -> None:
             for method, rows in methods.items():
                 for row in rows:
                     # Measured again, on the fine-tuned net. Few layers are coarse steps, so that it may be far below.
-                    assert "refused" in row or row["again"] < 1.1 * float(part), (net, part, method)
+                    asked = 1.0 if method == "nothing, tuned longer" else float(part)
+                    assert "refused" in row or row["again"] < 1.1 * asked, (net, part, method)
                     assert "refused" in row or 0.1 < row["after"] <= 1
