@@ -8,7 +8,7 @@ The small nets of `benchmarks.baselines` are brought to parts of the latency of 
 one image.
 `before` is the test accuracy right after that, `after` the one after the fine-tuning of `benchmarks.pruning`, and
 `again` the latency of the fine-tuned net, compiled anew. `one budget` is `compress` over layers and widths. The
-MobileNet is fine-tuned five times as long as well. Cases that are done are kept in the user's cache.
+MobileNet is fine-tuned fifteen times as long as well. Cases that are done are kept in the user's cache.
 """
 
 from __future__ import annotations

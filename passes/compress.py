@@ -95,7 +95,7 @@ class Compress(Pass):
         split = best_split(len(self._ways), trials.loss)
         if split is None:
             raise BudgetError(
-                f"a part of {part:g} cannot be reached: {trials.smallest:.2g} is the smallest that was",
+                f"a part of {part:g} cannot be reached" + trials.reached(),
                 why="; ".join(dict.fromkeys(trials.refused)) or None,
                 todo="ask for less, or allow more `ways`",
             )
@@ -182,6 +182,10 @@ class _Trials:
     def loss(self, split: Split) -> float:
         self._losses[split] = self._loss(split)
         return self._losses[split]
+
+    def reached(self) -> str:
+        """What came nearest to the budget, where something was made at all."""
+        return f": {self.smallest:.2g} is the smallest that was" if self.smallest < 1 else ""
 
     def rows(self, chosen: Split) -> list[dict[str, Any]]:
         return [
