@@ -280,6 +280,8 @@ CONV: dict[str, Function] = {
     "conv1d_dilated": lambda x, s, v: F.conv1d(s, _W1, dilation=3),
     "conv2d": lambda x, s, v: F.conv2d(x, _W2, torch.arange(8.0), padding=1),
     "conv2d_stride": lambda x, s, v: F.conv2d(x, _W2, stride=(2, 3), padding=(0, 2)),
+    "conv2d_stride_pointwise": lambda x, s, v: F.conv2d(x, _P1, torch.arange(8.0), stride=(2, 3)),
+    "conv2d_stride_pointwise_padded": lambda x, s, v: F.conv2d(x, _P1, stride=2, padding=1),
     "conv2d_same": lambda x, s, v: F.conv2d(x, _P0, padding="same"),
     "conv2d_valid": lambda x, s, v: F.conv2d(x, _W2, padding="valid", dilation=(2, 1)),
     "conv2d_grouped": lambda x, s, v: F.conv2d(x, _WG, groups=3, padding=1),

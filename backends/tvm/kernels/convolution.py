@@ -208,7 +208,7 @@ class _Convolution:
                 vectors = -(-self.vectors // parts)
                 turns = -(-(-(-height // rows) * parts) // threads)
                 steps = self.kh * self.kw * self.depth * self.groups
-                compute = rows * cycles_of(*best_tile(width, vectors, self.machine)) * steps
+                compute = rows * cycles_of(*best_tile(width, vectors, self.machine), self.machine) * steps
                 weights = 4 * lanes * vectors * steps / 16
                 band = needed * row_bytes / 16 if self.banded else 0
                 shared = crossing(height * width, self.inputs, self.outputs * self.groups, parts)

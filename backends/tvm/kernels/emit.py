@@ -86,10 +86,13 @@ class Code:
         return buffer
 
     def fetch(self, buffer: Expr, place: Expr) -> None:
-        """Have the memory of an element brought into the first cache. There need not be such an element."""
-        for_reading, to_stay, data = (tirx.const(number, "int32") for number in (0, 3, 1))
+        """Have the memory of an element brought into the second cache. There need not be such an element.
+
+        Not into the first, which is too small for what is fetched ahead and waits for fewer lines at a time.
+        """
+        for_reading, second_cache, data = (tirx.const(number, "int32") for number in (0, 2, 1))
         address = tirx.address_of(buffer[place])
-        self.add(tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", address, for_reading, to_stay, data)))
+        self.add(tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", address, for_reading, second_cache, data)))
 
     def scratch(self, name: str, shape: Sequence[int | Expr], dtype: str = "float32") -> Expr:
         """A buffer from the thread's pool of work space."""

@@ -1,8 +1,8 @@
 """A 1x1 convolution and the depthwise one that follows it, in one kernel.
 
 Inverted residual blocks (Sandler et al., "MobileNetV2", CVPR 2018) expand an image to many channels, which only the
-depthwise convolution reads. Channels do not meet there: a task computes a few of them for some rows of the image, in
-work space that stays in the cache, and their depthwise convolution from it.
+depthwise convolution reads. Channels do not meet there: a task computes one or a few vectors of them for some rows of
+the image, in work space that stays in the cache, and their depthwise convolution from it, and then the next ones.
 """
 
 from __future__ import annotations
@@ -93,23 +93,23 @@ class _Expanded:
         needed = _needed(self.window, plan.rows)
         start = top * self.window.stride[0] - self.window.before[0]
         start = code.let("start", tirx.max(tirx.min(start, index(height - needed)), index(0)))
-        band = code.scratch("band", [needed * width, plan.vectors, lanes])
         tall, wide = best_tile(needed * width, plan.vectors, self.machine)
+        band = code.scratch("band", [needed * width, wide.size, lanes])
 
         def columns(q: Any, wide: int) -> None:
-            each_part(code, "pixels", tall, lambda p, tall: self._tile(band, image, start, base, (p, q), (tall, wide)))
+            number = code.let("first_vector", base + q)
+            each_part(code, "pixels", tall, lambda p, tall: self._tile(band, image, start, (p, number), (tall, wide)))
+
+            def pixels(_image: Any, row: Any, column: Any, channels: Any) -> Any:
+                return band[(row - start) * width + column, channels - number, vector(0, lanes)]
+
+            self.depthwise.emit_rows(image, top, plan.rows, number, wide, pixels)
 
         each_part(code, "vectors", wide, columns)
 
-        def pixels(_image: Any, row: Any, column: Any, number: Any) -> Any:
-            return band[(row - start) * width + column, number - base, vector(0, lanes)]
-
-        self.depthwise.emit_rows(image, top, plan.rows, base, plan.vectors, pixels)
-
-    def _tile(self, band: Any, image: Any, start: Any, base: Any, at: tuple[Any, Any], tile: tuple[int, int]) -> None:
+    def _tile(self, band: Any, image: Any, start: Any, at: tuple[Any, Any], tile: tuple[int, int]) -> None:
         """Some pixels of the expanded image, from the row `start` on, for some vectors of channels."""
-        code, lanes, (p, q), (height, width) = self.code, self.lanes, at, self.window.size
-        number = code.let("first_vector", base + q)
+        code, lanes, (p, number), (height, width) = self.code, self.lanes, at, self.window.size
         pixel = code.let("pixel", (image * height + start) * width + p)
 
         def left(i: int, k: Any) -> Any:
@@ -124,7 +124,7 @@ class _Expanded:
         def store(i: int, j: int, value: Any, lane: Any) -> None:
             row, column = tirx.floordiv(p + i, index(width)), tirx.floormod(p + i, index(width))
             place = [image, start + row, column, starts[j] + lane]
-            code.store(band, [p + i, q + j, lane], self.first.epilogue.value(value, place))
+            code.store(band, [p + i, j, lane], self.first.epilogue.value(value, place))
 
         finish(code, sums, lanes, lanes, store)
 
@@ -143,11 +143,12 @@ def _plan(window: Window, depth: int, vectors: int, machine: Machine) -> tuple[_
     for rows in {-(-height // blocks) for blocks in range(1, height + 1)}:
         pixels = _needed(window, rows) * window.size[1]
         for group in {-(-vectors // groups) for groups in range(1, vectors + 1)}:
-            band = 4 * pixels * group * machine.lanes
+            tile = best_tile(pixels, group, machine)
+            band = 4 * pixels * tile[1].size * machine.lanes
             if band > machine.l2 // 2:
                 continue
             turns = -(-(-(-height // rows) * -(-vectors // group)) // machine.threads)
-            tiles = cycles_of(*best_tile(pixels, group, machine)) * depth + pixels * group
+            tiles = cycles_of(*tile, machine) * depth + pixels * group
             reading = 4 * pixels * depth / _BYTES_PER_CYCLE
             beyond = 2 * band / _L2_BYTES_PER_CYCLE if band > machine.l1 // 2 else 0
             cost = turns * (max(tiles, reading) + reading / 8 + beyond + _depthwise(window, rows, group))

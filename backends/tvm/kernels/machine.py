@@ -31,6 +31,7 @@ class Machine:
         threads: threads that the code will run on.
         exact: whether faster forms that round more are ruled out: Winograd's convolution, polynomials for exp.
         arch: the instruction set, as `Target.arch` names it.
+        multiply_adds: of whole vectors, that a core does in a cycle.
         choices: what was measured to be best for the kernel at hand.
         tuned: all that was measured; `choices` are drawn from it.
     """
@@ -42,6 +43,7 @@ class Machine:
     threads: int
     exact: bool = False
     arch: str = "x86_64"
+    multiply_adds: int = 2
     choices: Choices = RULES_CHOOSE
     tuned: Tuned = field(default=UNTUNED, compare=False)
 
@@ -50,7 +52,17 @@ class Machine:
         lanes = max(_FEWEST_LANES, target.vector_bits // 32)
         registers = _REGISTERS.get(target.arch, 16 if lanes < 16 else 32)
         caches = target.l1 or _USUAL_L1, target.l2 or _USUAL_L2
-        return cls(lanes, registers, *caches, threads, exact, target.arch, tuned=tuned)
+        multiply_adds = 1 if _in_halves(target) else 2
+        return cls(
+            lanes,
+            registers,
+            *caches,
+            threads,
+            exact,
+            target.arch,
+            multiply_adds=multiply_adds,
+            tuned=tuned,
+        )
 
     def untold(self) -> Machine:
         """The machine without choices for the kernel at hand."""
@@ -60,3 +72,9 @@ class Machine:
         """The machine with what is known of the best code for a fused function."""
         choices = self.tuned.choices(function)
         return self if choices == self.choices else replace(self, choices=choices)
+
+
+def _in_halves(target: Target) -> bool:
+    """Whether vectors of 512 bits are computed in two halves, as Zen 4 does (its extensions are those of no other)."""
+    needs = target.needs
+    return {"avx512_bf16", "avx512_vpopcntdq"} <= needs and not needs & {"avx_vnni", "amx_tile"}

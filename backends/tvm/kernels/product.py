@@ -231,7 +231,7 @@ def division(rows: int, vectors: int, depth: int, machine: Machine) -> tuple[Div
         if space > machine.l2 * 5 // 8 and block > 1:
             continue
         turns = -(-plan.blocks * groups // machine.threads)
-        tiles = cycles_of(*best_tile(block, group, machine)) * depth
+        tiles = cycles_of(*best_tile(block, group, machine), machine) * depth
         keeping = block * group * (2 * chunks + 4) + block * depth / 4 if chunks > 1 else 0
         cost = turns * (tiles + keeping + waiting(4 * lanes * depth * group, tiles, machine))
         cost += crossing(rows, depth, lanes * vectors, groups)

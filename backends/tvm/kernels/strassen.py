@@ -247,7 +247,7 @@ def division(rows: int, columns: int, depth: int, machine: Machine) -> tuple[Div
         if 4 * half * (PRODUCTS * steps + lanes * results) > machine.l2 * 3 // 4 and block > 2:
             continue
         turns = -(-plan.blocks * plan.groups // machine.threads)
-        tiles = PRODUCTS * cycles_of(*tile) * depth / 2
+        tiles = PRODUCTS * cycles_of(*tile, machine) * depth / 2
         adding = half * depth / 2 / lanes * (PRODUCTS + 2) + half * group * 24 * plan.chunks
         weights = 4 * PRODUCTS * lanes * depth // 2 * group
         cost = turns * (tiles + adding + waiting(weights, tiles, machine))

@@ -33,6 +33,12 @@ __all__ = [
 _LINE = 16
 """Numbers in a line of the caches."""
 
+_LOADS, _LATENCY = 2, 4
+"""Loads in a cycle, and cycles from one sum to the next."""
+
+_TALLEST_NARROW = 10
+"""Rows of a tile of one vector: more may lie so that they have no room beside one another in the first cache."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -59,23 +65,37 @@ class Parts:
 def best_tile(rows: int, vectors: int, machine: Machine) -> tuple[Parts, Parts]:
     """Cut rows and vectors of a result into the tiles that were measured to be best, or else take the least time.
 
-    The model of a step: the multiply-adds, two in a cycle; the loads, two in a cycle; and the latency of an
-    accumulation, four cycles, which eight accumulators hide.
+    Among tiles of equal time those that load least are taken; but where a multiply-add takes a whole cycle, loads are
+    no limit, and the narrowest, whose weights stay in the first cache from row to row, were measured to be fastest.
     """
     if machine.choices.tile is not None:
         tall, wide = machine.choices.tile
         return Parts.of(rows, min(tall, rows)), Parts.of(vectors, min(wide, vectors))
+    narrow = machine.multiply_adds == 1
+    tallest = _TALLEST_NARROW if narrow else machine.registers
     cuts = [
         (Parts.of(rows, tall), Parts.of(vectors, wide))
         for wide in range(1, min(vectors, 6) + 1)
-        for tall in range(1, min(rows, (machine.registers - 1 - wide) // wide) + 1)
+        for tall in range(1, min(rows, tallest, (machine.registers - 1 - wide) // wide) + 1)
     ]
-    return min(cuts, key=lambda cut: (cycles_of(*cut), _loads_of(*cut)))
+
+    def rank(cut: tuple[Parts, Parts]) -> tuple[float, int, int]:
+        return cycles_of(*cut, machine), cut[1].size if narrow else 0, _loads_of(*cut)
+
+    return min(cuts, key=rank)
 
 
-def cycles_of(rows: Parts, vectors: Parts) -> float:
-    """Cycles that a step of the reduction takes for a whole result cut like this."""
-    return sum(count * times * max(p * q, p + q, 8) / 2 for p, count, _ in rows.sizes for q, times, _ in vectors.sizes)
+def cycles_of(rows: Parts, vectors: Parts, machine: Machine) -> float:
+    """How long a step of the reduction takes for a whole result cut like this, in cycles of two multiply-adds.
+
+    The model: the multiply-adds; the loads, two in a cycle; and the latency of an accumulation, four cycles, which as
+    many accumulators for each multiply-add of a cycle hide.
+    """
+
+    def one(p: int, q: int) -> float:
+        return max(p * q / machine.multiply_adds, (p + q) / _LOADS, _LATENCY) * machine.multiply_adds / 2
+
+    return sum(count * times * one(p, q) for p, count, _ in rows.sizes for q, times, _ in vectors.sizes)
 
 
 def _loads_of(rows: Parts, vectors: Parts) -> int:

@@ -196,12 +196,13 @@ class _Winograd:
     def _multiply(self, position: Any, base: Any, tile: Any, inputs: Any, products: Any) -> None:
         code, lanes = self.code, self.lanes
         tall, wide = tile
-        squares, panel = int(inputs.shape[1]), self.depth * lanes
+        squares, group, panel = int(inputs.shape[1]), int(products.shape[2]), self.depth * lanes
         unroll, choices = steps_at_once(self.depth, self.machine.choices), self.machine.choices
 
         def block(q: Any, wide: int, p: Any, tall: int) -> None:
-            following = (position * self.vectors + base + q + wide) * panel
-            panels = Panels.side_by_side(following, wide * panel)
+            ends = q + wide >= index(group)  # the next weights are then those of the next position
+            following = position * self.vectors + base + tirx.Select(ends, index(self.vectors), q + wide)
+            panels = Panels.side_by_side(following * panel, wide * panel)
             ahead = fetching(code, self.flat_weight, panels, (p, tall, squares), self.depth // unroll, choices)
             sums = accumulate(
                 code,
@@ -276,7 +277,7 @@ class _Winograd:
                     continue
                 space = 4 * self.positions * block * (self.depth + group * self.lanes)
                 turns = -(-(-(-self.squares // block) * groups) // threads)
-                products = cycles_of(*best_tile(block, group, self.machine)) * self.depth * self.positions
+                products = cycles_of(*best_tile(block, group, self.machine), self.machine) * self.depth * self.positions
                 moves = 4 * self.positions * block * (self.depth / self.lanes + group)
                 weights = 4 * self.positions * group * self.lanes * self.depth
                 waiting = max(0, weights / _BYTES_PER_CYCLE - products) + weights / 32

@@ -56,8 +56,8 @@ def packed_convolution(call: Call, x: Any, weight: Any, window: Window, groups: 
         source = arranged(call, x, CHANNELS_LAST)
         result = call.compute(lambda d, w: depthwise(d, w, window), source, turned, name="depthwise", anchor=True)
         return Ordered(result, CHANNELS_LAST)
-    if _is_pointwise(window) and groups == 1:
-        source = arranged(call, x, CHANNELS_LAST)
+    if window.kernel == (1, 1) and not window.padded and groups == 1:
+        source = _every(call, arranged(call, x, CHANNELS_LAST), window)
         matrix = precomputed(weight, lambda w: w[:, :, 0, 0])
         return Ordered(packed_linear(call, source, matrix), CHANNELS_LAST)
     if groups == 1 and window.kernel == (3, 3) and window.stride == window.dilation == (1, 1):
@@ -96,8 +96,17 @@ def _winograd(call: Call, source: Any, weight: Any, window: Window, square: int)
     return Ordered(result, CHANNELS_LAST)
 
 
-def _is_pointwise(window: Window) -> bool:
-    return window.kernel == window.stride == (1, 1) and not window.padded
+def _every(call: Call, x: Any, window: Window) -> Any:
+    """The pixels [N, OH, OW, C] that a 1x1 window looks at, next to one another as the rows of a product are."""
+    if window.stride == (1, 1):
+        return x
+    (down, right), sizes = window.stride, window.result
+
+    def picked(data: te.Tensor) -> te.Tensor:
+        shape = (data.shape[0], *sizes, data.shape[3])
+        return te.compute(shape, lambda n, i, j, c: data(n, i * down, j * right, c), name="picked")
+
+    return call.compute(picked, x, name="pick")
 
 
 def _packed(weight: torch.Tensor, groups: int, lanes: int) -> torch.Tensor:

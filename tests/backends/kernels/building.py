@@ -31,9 +31,9 @@ def examples(count: int) -> Any:
     )
 
 
-def a_machine(lanes: int = 8, threads: int = 1, l2: int = 512 << 10) -> Machine:
+def a_machine(lanes: int = 8, threads: int = 1, l2: int = 512 << 10, multiply_adds: int = 2) -> Machine:
     """A machine of the usual size; sixteen lanes come with 32 registers, and run on narrower vectors too."""
-    return Machine(lanes, 32 if lanes == 16 else 16, 32 << 10, l2, threads)
+    return Machine(lanes, 32 if lanes == 16 else 16, 32 << 10, l2, threads, multiply_adds=multiply_adds)
 
 
 def operand(*shape: Any, dtype: str = "float32", name: str = "x") -> te.Tensor:

@@ -36,7 +36,7 @@ LIMIT = 2e-6
 BLOCKS = a_machine(threads=2, l2=256)
 """A cache so small that a task has one row, and two threads: the channels are divided too."""
 
-MACHINES = [a_machine(4), a_machine(16), BLOCKS]
+MACHINES = [a_machine(4), a_machine(16), a_machine(16, multiply_adds=1), BLOCKS]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def test_groups(machine: Machine) -> None:
     )
 
 
-@pytest.mark.parametrize("machine", [a_machine(16), BLOCKS], ids=str)
+@pytest.mark.parametrize("machine", [a_machine(16), a_machine(16, multiply_adds=1), BLOCKS], ids=str)
 def test_a_first_layer_reads_its_image_channel_by_channel(machine: Machine) -> None:
     cases = {
         "stem": (3, Geometry((13, 12), (7, 7), (2, 2), (3, 3), (3, 3))),

@@ -86,7 +86,11 @@ GEOMETRIES = {
 }
 
 
-@pytest.mark.parametrize("machine", [a_machine(4), a_machine(8), a_machine(16), SMALL], ids=["4", "8", "16", "small"])
+@pytest.mark.parametrize(
+    "machine",
+    [a_machine(4), a_machine(8), a_machine(16), a_machine(16, multiply_adds=1), SMALL],
+    ids=["4", "8", "16", "narrow", "small"],
+)
 def test_windows_and_borders(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     channels = 3 * machine.lanes

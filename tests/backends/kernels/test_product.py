@@ -49,14 +49,18 @@ def error_of(kernel: Library, lead: Sequence[int], depth: int, columns: int, lan
     return relative_error(ours.double(), (x.double() @ w.double().T + bias + residual).relu())
 
 
-@pytest.mark.parametrize("machine", [a_machine(4), a_machine(8), a_machine(16), BLOCKS], ids=str)
+@pytest.mark.parametrize(
+    "machine", [a_machine(4), a_machine(8), a_machine(16), a_machine(16, multiply_adds=1), BLOCKS], ids=str
+)
 def test_every_count_of_rows(machine: Machine) -> None:
     kernels = compiled({f"rows_{n}": lowered([n], 6, 3 * machine.lanes, machine) for n in range(1, 18)})
     for n in range(1, 18):
         assert error_of(kernels[f"rows_{n}"], [n], 6, 3 * machine.lanes, machine.lanes) < LIMIT, n
 
 
-@pytest.mark.parametrize("machine", [a_machine(4), a_machine(8), a_machine(16), BLOCKS], ids=str)
+@pytest.mark.parametrize(
+    "machine", [a_machine(4), a_machine(8), a_machine(16), a_machine(16, multiply_adds=1), BLOCKS], ids=str
+)
 def test_columns_below_at_above_and_between_whole_vectors(machine: Machine) -> None:
     lanes = machine.lanes
     widths = [1, 2, lanes - 1, lanes, lanes + 1, 2 * lanes - 1, 2 * lanes, 5 * lanes + 3, 7 * lanes, 13 * lanes - 1]
@@ -95,7 +99,9 @@ def test_any_number_of_leading_axes_and_a_depth_of_one(lead: list[int]) -> None:
         assert error_of(kernels[f"depth_{depth}"], lead, depth, 11, 8) < LIMIT
 
 
-@pytest.mark.parametrize("machine", [a_machine(4), a_machine(8), a_machine(16), BLOCKS], ids=str)
+@pytest.mark.parametrize(
+    "machine", [a_machine(4), a_machine(8), a_machine(16), a_machine(16, multiply_adds=1), BLOCKS], ids=str
+)
 @pytest.mark.parametrize("columns", [3, 19])
 def test_a_free_number_of_rows(machine: Machine, columns: int) -> None:
     kernel = compiled({"kernel": lowered([size()], 7, columns, machine)})["kernel"]

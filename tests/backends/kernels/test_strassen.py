@@ -65,7 +65,9 @@ def error_of(
 
 
 MACHINES = pytest.mark.parametrize(
-    "machine", [a_machine(4), a_machine(8), a_machine(16), SMALL, BETWEEN], ids=["4", "8", "16", "small", "between"]
+    "machine",
+    [a_machine(4), a_machine(8), a_machine(16), a_machine(16, multiply_adds=1), SMALL, BETWEEN],
+    ids=["4", "8", "16", "narrow", "small", "between"],
 )
 
 

@@ -98,7 +98,9 @@ def test_sizes_and_borders(m: int) -> None:
     check({name: Case(m, geometry, images=2) for name, geometry in geometries.items()})
 
 
-@pytest.mark.parametrize("machine", [a_machine(4), a_machine(16), SMALL], ids=["four", "sixteen", "small"])
+@pytest.mark.parametrize(
+    "machine", [a_machine(4), a_machine(16), a_machine(16, multiply_adds=1), SMALL], ids=["four", "sixteen", "narrow", "small"]
+)
 def test_channels_at_and_above_whole_vectors(machine: Machine) -> None:
     lanes = machine.lanes
     counts = [(2, 58, 24), (4, lanes + 3, lanes + 1)]
