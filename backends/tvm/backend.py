@@ -78,9 +78,12 @@ class TvmBackend(Backend):
             raise refuse(self.name, imported.unsupported)
         use_threads(count)  # compiling runs code too, to fold constants
         from graphopt.backends.tvm.lower import build
+        from graphopt.backends.tvm.memory import move_together
 
         built = build(imported.module, compiled_for, machine)
         module = built.executable.jit() if why_not_here(target) is None else None
+        if module is not None:
+            move_together(built.weights)
         made = TvmArtifact(model.signature, target, count, module, built.weights, built, exact_float=exact_float)
         made.record |= record
         return made

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tvm import IRModule, ir, tirx, transform
 from tvm import compile as tvm_compile
@@ -24,6 +25,7 @@ from graphopt.backends.tvm.tune.batches import Batch, Bench
 from graphopt.backends.tvm.tune.database import Row
 from graphopt.backends.tvm.tune.local import LocalMeasurer, divided_cores
 from graphopt.backends.tvm.tune.measuring import Job, Measured, MeasuringFailed, ratios
+from graphopt.backends.tvm.tune.runner import _operands
 from graphopt.backends.tvm.tune.tasks import Task
 from graphopt.backends.tvm.tune.worker import Worker, WorkerFailed
 from graphopt.target import this_machine
@@ -226,3 +228,13 @@ def test_code_that_crashes_or_hangs_ends_a_process_and_nothing_else(tmp_path: Pa
         assert set(found.seconds) == {"sound"} and measurer.runner.starts == 3
     finally:
         measurer.close()
+
+
+@pytest.mark.parametrize(("weights", "sets"), [(0, 1), (5 * 64, 5), (5 * 64 + 63, 5), (1 << 40, 256)])
+def test_weights_are_as_many_as_the_model_has_and_all_alike(weights: int, sets: int) -> None:
+    arguments = [((4, 4), "float32", "weight"), ((3,), "float32", "data")]
+    found = [[np.from_dlpack(array) for array in one] for one in _operands(arguments, weights)]
+    assert len(found) == sets
+    assert len({one[0].ctypes.data for one in found}) == sets
+    assert {one[1].ctypes.data for one in found} == {found[0][1].ctypes.data}
+    assert all(np.array_equal(one[0], found[0][0]) for one in found)

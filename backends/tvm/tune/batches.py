@@ -55,11 +55,18 @@ class Bench:
     Args:
         where: the target as JSON text, threads, exact.
         cores: those that are measured on; builders on one of them stop meanwhile.
+        weights: bytes of the model's weights.
     """
 
     def __init__(
-        self, where: tuple[str, int, bool], builders: Sequence[Worker], measurer: Measurer, cores: Collection[int] = ()
+        self,
+        where: tuple[str, int, bool],
+        builders: Sequence[Worker],
+        measurer: Measurer,
+        cores: Collection[int] = (),
+        weights: int = 0,
     ) -> None:
+        self.weights = weights
         self.where, self.builders, self.measurer = where, list(builders), measurer
         self._in_the_way = [builder for builder in builders if set(builder.cores) & set(cores)]
         self._free: queue.Queue[Worker] = queue.Queue()
@@ -169,7 +176,8 @@ class Bench:
         return [_judged(batch.task.key, choices, measured, reference, name) for choices, name in names.items()]
 
     def _job(self, batch: Batch, library: _Library, names: tuple[str, ...]) -> Job:
-        return Job(library.path, batch.task.key, names, batch.task.arguments, self.where[1], _ROUND_SECONDS)
+        task, threads = batch.task, self.where[1]
+        return Job(library.path, task.key, names, task.arguments, threads, _ROUND_SECONDS, self.weights)
 
     def _each_alone(self, batch: Batch, library: _Library, reference: str) -> list[Row]:
         rows = []

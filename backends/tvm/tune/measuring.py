@@ -34,6 +34,7 @@ class Job:
         task: the key of what they compute.
         functions: of which the first is the one that the others are compared with.
         seconds: after which no further round begins.
+        weights: bytes of them in the model, which come between two calls with the same ones.
     """
 
     library: Path
@@ -42,6 +43,7 @@ class Job:
     arguments: tuple[Argument, ...]
     threads: int
     seconds: float
+    weights: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -51,6 +53,7 @@ class Job:
             "arguments": [list(argument) for argument in self.arguments],
             "threads": self.threads,
             "seconds": self.seconds,
+            "weights": self.weights,
         }
 
 

@@ -1,12 +1,13 @@
 """A process that runs candidates and times them; it needs TVM's runtime alone, so that a new one is there at once.
 
 Request and answer are those of `measuring`. Candidates take turns, so that what disturbs the machine disturbs all of
-them. Weights are many, as those of a model are, and come from memory or the last cache; the other operand stays where
-the kernel before would have left it.
+them. Weights are as many as the model has, and come from memory or the last cache as they do there; the other operand
+stays where the kernel before would have left it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import sys
@@ -29,8 +30,9 @@ _SAMPLE = 64
 _CALLS = 2
 """Calls of a turn, of which the fastest counts."""
 
-_WEIGHTS, _MOST_SETS = 48 << 20, 12
-"""Bytes of all sets of weights, unless a single one has more; and how many sets there are at most."""
+_MOST_WEIGHTS, _MOST_SETS = 96 << 20, 256
+"""Bytes of all sets of weights, beyond what the last cache of most machines holds, unless a single one has more; and
+how many sets there are at most."""
 
 
 def respond(request: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def respond(request: dict[str, Any]) -> dict[str, Any]:
 def timed(library: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Rounds of all functions of a loaded library."""
     functions = {name: library.get_function(name) for name in request["functions"]}
-    sets = _operands(request["arguments"])
+    sets = _operands(request["arguments"], int(request["weights"]))
     library.get_function(START_THREADS)(int(request["threads"]))
     try:
         errors, sample = _errors(functions, sets[0])
@@ -58,16 +60,28 @@ def timed(library: Any, request: dict[str, Any]) -> dict[str, Any]:
         library.get_function(STOP_THREADS)()
 
 
-def _operands(arguments: list[Any]) -> list[list[Any]]:
-    """Sets of arguments that share all but the weights."""
+def _operands(arguments: list[Any], weights: int) -> list[list[Any]]:
+    """Sets of equal arguments that share all but the weights, which take up so many bytes together."""
     chance = np.random.default_rng(0)
-    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype, role in arguments if role != "data"]
-    count = max(1, min(_MOST_SETS, _WEIGHTS // max(1, sum(sizes))))
-    shared = [_drawn(argument, chance) if argument[2] == "data" else None for argument in arguments]
-    return [
-        [_drawn(argument, chance) if own is None else own for own, argument in zip(shared, arguments, strict=True)]
-        for _ in range(count)
-    ]
+    first = [_drawn(argument, chance) for argument in arguments]
+    stored = [role != "data" for _, _, role in arguments]
+    size = sum(array.nbytes for array, own in zip(first, stored, strict=True) if own)
+    count = max(1, min(_MOST_SETS, min(weights, _MOST_WEIGHTS) // max(1, size)))
+    shared = [ffi().from_dlpack(array) for array in first]
+    others = (
+        [
+            ffi().from_dlpack(_copied(array)) if own else here
+            for array, here, own in zip(first, shared, stored, strict=True)
+        ]
+        for _ in range(count - 1)
+    )
+    return [shared, *others]
+
+
+def _copied(array: Any) -> Any:
+    room = aligned(np.empty_like(array))
+    np.copyto(room, array)
+    return room
 
 
 def _drawn(argument: Any, chance: np.random.Generator) -> Any:
@@ -76,7 +90,7 @@ def _drawn(argument: Any, chance: np.random.Generator) -> Any:
     values = chance.standard_normal(shape, np.float32) if floating else np.zeros(shape)
     if role.startswith("quarters of "):
         values = _quarters(chance, shape, int(role.removeprefix("quarters of ")))
-    return ffi().from_dlpack(aligned(np.ascontiguousarray(values.astype(dtype))))
+    return aligned(np.ascontiguousarray(values.astype(dtype)))
 
 
 def _quarters(chance: np.random.Generator, shape: list[int], columns: int) -> Any:
@@ -110,6 +124,7 @@ def _errors(functions: dict[str, Any], operands: list[Any]) -> tuple[dict[str, f
 
 def _rounds(functions: dict[str, Any], sets: list[list[Any]], seconds: float) -> dict[str, list[float]]:
     chance, start = random.Random(0), time.perf_counter()
+    turn = itertools.cycle(sets)  # the one that was used longest ago is the farthest away
     first = next(iter(functions))
     found: dict[str, list[float]] = {name: [] for name in functions}
     hopeful = list(functions)
@@ -118,9 +133,9 @@ def _rounds(functions: dict[str, Any], sets: list[list[Any]], seconds: float) ->
             break
         for name in chance.sample(hopeful, len(hopeful)):
             function, best = functions[name], math.inf
-            function(*chance.choice(sets))  # brings its code into the caches
+            function(*next(turn))  # brings its code into the caches
             for _ in range(_CALLS):
-                operands = chance.choice(sets)
+                operands = next(turn)
                 begin = time.perf_counter()
                 function(*operands)
                 best = min(best, time.perf_counter() - begin)

@@ -7,11 +7,13 @@ model is imported once for each, and the functions that come of it compete under
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tvm import ir, relax, tirx
 
 from graphopt.backend import refuse
@@ -61,6 +63,13 @@ class Task:
     flops: int
     bytes: int
 
+    @property
+    def weights(self) -> int:
+        """Bytes of the weights of a call."""
+        return sum(
+            math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype, role in self.arguments if role != "data"
+        )
+
     def __str__(self) -> str:
         shapes = ["x".join(map(str, shape)) for shape, _, _ in self.arguments]
         return f"{self.kind} {shapes[0]} to {shapes[-1]}"
@@ -83,6 +92,11 @@ class Tasks:
     others: Mapping[str, Mapping[str, Mapping[str, int]]]
     left: tuple[str, ...]
     model: str
+
+    @property
+    def weights(self) -> int:
+        """Bytes of weights that the calls of the model read."""
+        return sum(calls * self.known[key].weights for key, calls in self.calls.items())
 
     def of_problem(self, problem: str) -> dict[str, int]:
         """The calls for a problem as the rules would have them."""

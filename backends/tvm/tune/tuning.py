@@ -97,7 +97,7 @@ def tune(
             builder.start()
         place = json.dumps(where.to_json()), count, exact_float
         own = LocalMeasurer(on) if measurer is None else measurer
-        with Bench(place, builders, own, on if measurer is None else ()) as bench:
+        with Bench(place, builders, own, on if measurer is None else (), tasks.weights) as bench:
             search, interrupted = Search(tasks, known, machine, bench, ceilings), False
             try:
                 search.run(budget, report)

@@ -99,7 +99,9 @@ def test_sizes_and_borders(m: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "machine", [a_machine(4), a_machine(16), a_machine(16, multiply_adds=1), SMALL], ids=["four", "sixteen", "narrow", "small"]
+    "machine",
+    [a_machine(4), a_machine(16), a_machine(16, multiply_adds=1), SMALL],
+    ids=["four", "sixteen", "narrow", "small"],
 )
 def test_channels_at_and_above_whole_vectors(machine: Machine) -> None:
     lanes = machine.lanes
