@@ -22,7 +22,16 @@ from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import column_of
 from graphopt.backends.tvm.kernels.product import division as product_division
-from graphopt.backends.tvm.kernels.tile import accumulate, best_tile, cycles_of, each_part, finish, steps_at_once
+from graphopt.backends.tvm.kernels.tile import (
+    Panels,
+    accumulate,
+    best_tile,
+    cycles_of,
+    each_part,
+    fetching,
+    finish,
+    steps_at_once,
+)
 
 __all__ = ["CHAIN", "expanded_kernel"]
 
@@ -77,7 +86,7 @@ class _Expanded:
 
     def emit(self, plan: _Plan) -> None:
         code, height = self.code, self.window.result[0]
-        self.source = flat(code, self.data)
+        self.source, self.flat_matrix = flat(code, self.data), flat(code, self.matrix)
         blocks, groups = -(-height // plan.rows), -(-self.vectors // plan.vectors)
         tasks = blocks * groups
         with code.loop("task", self.images * tasks, "parallel") as task:
@@ -110,6 +119,7 @@ class _Expanded:
     def _tile(self, band: Any, image: Any, start: Any, at: tuple[Any, Any], tile: tuple[int, int]) -> None:
         """Some pixels of the expanded image, from the row `start` on, for some vectors of channels."""
         code, lanes, (p, number), (height, width) = self.code, self.lanes, at, self.window.size
+        pixels = int(band.shape[0])
         pixel = code.let("pixel", (image * height + start) * width + p)
 
         def left(i: int, k: Any) -> Any:
@@ -118,7 +128,11 @@ class _Expanded:
         def right(j: int, k: Any) -> Any:
             return self.matrix[number + j, k, vector(0, lanes)]
 
-        sums = accumulate(code, tile, lanes, [self.depth], left, right, steps_at_once(self.depth, self.machine.choices))
+        choices, panel = self.machine.choices, tile[1] * self.depth * lanes
+        steps = steps_at_once(self.depth, choices)
+        panels = Panels.side_by_side((number + tile[1]) * (self.depth * lanes), panel)
+        ahead = fetching(code, self.flat_matrix, panels, (p, tile[0], pixels), self.depth // steps, choices)
+        sums = accumulate(code, tile, lanes, [self.depth], left, right, steps, ahead)
         starts = [column_of(code, number + j, self.channels, lanes) for j in range(tile[1])]
 
         def store(i: int, j: int, value: Any, lane: Any) -> None:
