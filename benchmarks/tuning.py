@@ -2,6 +2,7 @@
 
     python -m benchmarks.tuning search MODEL ... [--seconds 600] [--threads 2] [--db DIR]
     python -m benchmarks.tuning compare MODEL ... [--threads 2] [--db DIR]
+    python -m benchmarks.tuning search twenty --seconds 45
     python -m benchmarks.tuning throughput [--threads 1]
     python -m benchmarks.tuning kills MODEL [--threads 1]
 
@@ -35,6 +36,10 @@ from graphopt.tools.roofline import least_seconds
 
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
 COMPARISONS = 5
+
+TWENTY = (*NAMES, "resnet34", "vgg11", "mnasnet1_0", "googlenet")
+"""Those of the latency benchmark, and some more."""
+
 SAY_EVERY = 20.0
 
 
@@ -84,7 +89,7 @@ def search(name: str, threads: int, seconds: float, db: Path) -> None:
         "tuned_over_untuned": round(found.outcome.ratio, 4),
         "kernels_now_over_before": falling,
     }
-    record("search", f"{name} threads {threads}", facts)
+    record("search", f"{name} threads {threads}, {seconds:g} s", facts)
 
 
 def compare(name: str, threads: int, db: Path) -> None:
@@ -125,7 +130,7 @@ def reached(artifact: TvmArtifact, inputs: list[torch.Tensor]) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("search", "compare", "throughput", "kills"))
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(NAMES))
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(NAMES)}, any of torchvision, or twenty")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--db", type=Path, default=Path("build/tuning"))
@@ -143,7 +148,7 @@ def main() -> None:
         for name in given.models:
             record("kills", name, kills(name, given.threads))
         return
-    for name in given.models:
+    for name in TWENTY if given.models == ["twenty"] else given.models:
         if given.what == "search":
             search(name, given.threads, given.seconds, given.db)
         compare(name, given.threads, given.db)
