@@ -3,11 +3,13 @@
     python -m benchmarks.tuning search MODEL ... [--seconds 600] [--threads 2] [--db DIR]
     python -m benchmarks.tuning compare MODEL ... [--threads 2] [--db DIR]
     python -m benchmarks.tuning search twenty --seconds 45
+    python -m benchmarks.tuning ship [--threads 2] [--db DIR]
     python -m benchmarks.tuning throughput [--threads 1]
     python -m benchmarks.tuning kills MODEL [--threads 1]
 
 `search` tunes models of the latency benchmark; `compare` builds each with and without what is in the database, has the
-two take turns and holds both against the roofline. `throughput` counts candidates per second, ours and those of
+two take turns and holds both against the roofline. `ship` makes the measurements that come with the package.
+`throughput` counts candidates per second, ours and those of
 MetaSchedule's builder and runner on the same functions. `kills` ends a search ten times at random moments. Results go
 to `results/tuning.json`; nothing else should be running.
 """
@@ -30,8 +32,11 @@ from benchmarks.machine import machine
 from graphopt.backends.tvm.artifact import TvmArtifact
 from graphopt.backends.tvm.ceilings import measured_ceilings
 from graphopt.backends.tvm.profile import profile
+from graphopt.backends.tvm.tune.database import Database, Environment
 from graphopt.backends.tvm.tune.search import Progress
+from graphopt.backends.tvm.tune.shipped import worth_shipping, write
 from graphopt.backends.tvm.tune.whole import in_turns
+from graphopt.target import Target
 from graphopt.tools.roofline import least_seconds
 
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
@@ -110,6 +115,14 @@ def compare(name: str, threads: int, db: Path) -> None:
     record("compare", f"{name} threads {threads}", facts)
 
 
+def ship(threads: int, db: Path) -> None:
+    """Put what builds of the models that were tuned need into the package."""
+    database = Database(db, Environment.of(Target.parse("cpu"), threads, exact=False))
+    rows = worth_shipping(database)
+    write(rows)
+    print({name: len(own) for name, own in rows.items()})
+
+
 def _artifact(made: Any) -> TvmArtifact:
     assert isinstance(made, TvmArtifact)
     return made
@@ -117,7 +130,7 @@ def _artifact(made: Any) -> TvmArtifact:
 
 def reached(artifact: TvmArtifact, inputs: list[torch.Tensor]) -> dict[str, float]:
     """Milliseconds of a call, and the part of the roofline that it reaches at the fastest of its kernels' times."""
-    ceilings, found = measured_ceilings(artifact.threads), profile(artifact, inputs, rounds=10)
+    ceilings, found = measured_ceilings(artifact.threads), profile(artifact, inputs, rounds=30)
     allowed = sum(least_seconds(kernel, ceilings) or 0.0 for kernel in found.kernels)
     kernels = sum(kernel.fastest for kernel in found.kernels)
     return {
@@ -129,7 +142,7 @@ def reached(artifact: TvmArtifact, inputs: list[torch.Tensor]) -> dict[str, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("search", "compare", "throughput", "kills"))
+    parser.add_argument("what", choices=("search", "compare", "ship", "throughput", "kills"))
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(NAMES)}, any of torchvision, or twenty")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--threads", type=int, default=2)
@@ -141,6 +154,9 @@ def main() -> None:
 
         for key, facts in throughput(given.threads).items():
             record("throughput", key, facts)
+        return
+    if given.what == "ship":
+        ship(given.threads, given.db)
         return
     if given.what == "kills":
         from benchmarks.tuning_speed import kills

@@ -268,7 +268,8 @@ def build(
         backend: `tvm`, `onnxruntime`, `reference`, or one that another package brings.
         threads: how many threads the artifact uses; the target's number of cores by default.
         exact_float: use no algorithm that rounds more than the plain one, such as Winograd's convolution.
-        tuned: the database in which `graphopt.tune` keeps what it measured: its best choices are used.
+        tuned: the database in which `graphopt.tune` keeps what it measured: its best choices are used. `shipped` is
+            the one that comes with the package.
 
     Raises:
         UsageError: for an unknown target or backend, a number of threads that is none (see `check_threads`), or exact

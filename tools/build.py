@@ -51,7 +51,8 @@ def build(
         bool, typer.Option("--fetch-runtime", help="Download TVM's runtime for the target with pip, if it is missing.")
     ] = False,
     tuned: Annotated[
-        Path | None, typer.Option("--tuned", metavar="DIR", help="Use what `graphopt tune --db DIR` measured.")
+        Path | None,
+        typer.Option("--tuned", metavar="DIR", help="Use what `graphopt tune --db DIR` measured, or `shipped`."),
     ] = None,
     tune: Annotated[
         str | None, typer.Option("--tune", metavar="TIME", help="Measure first, for 90s, 10m or 1h; needs --tuned.")
@@ -120,6 +121,8 @@ def _check_tuning(backend: str, tuned: Path | None, tune: str | None) -> None:
         seconds_of(tune)
         if tuned is None:
             raise UsageError("--tune needs a place for what it measures", todo="name a folder with --tuned DIR")
+        if str(tuned) == "shipped":
+            raise UsageError("what is shipped cannot be added to", todo="name another folder: it is used there too")
     if tuned is not None and not get_backend(backend).tunes:
         raise UsageError(f"the backend '{backend}' takes no measured choices", todo="leave --tuned out")
 

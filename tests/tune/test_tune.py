@@ -192,6 +192,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         (["tune", "x.onnx", "--budget", "soon"], "no length of time"),
         (["tune", "--merge", str(tmp_path / "no")], "there is no database"),
         (["build", "x.onnx", "-o", str(tmp_path / "o"), "--tune", "5m"], "--tune needs a place"),
+        (["build", "x.onnx", "-o", str(tmp_path / "o"), "--tune", "5m", "--tuned", "shipped"], "cannot be added to"),
         (["build", "x.onnx", "-o", str(tmp_path / "o"), "--backend", "onnxruntime", "--tuned", "."], "no measured"),
     ):
         refused(graphopt(*words, *(["--db", tmp_path] if words[0] == "tune" else [])), 2, why)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from graphopt.backends.tvm.kernels.choices import RULES_CHOOSE, Tuned
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.tune.database import Database, Environment, database_file
+from graphopt.backends.tvm.tune.shipped import SHIPPED, add_shipped
 from graphopt.backends.tvm.tune.tasks import function_calls, model_key
 from graphopt.errors import UsageError
 
@@ -32,14 +36,8 @@ def chosen(
     """
     if isinstance(tuned, Tuned):
         return _with(machine, tuned), _facts(tuned, whole=False)
-    path = database_file(tuned)
-    if not path.is_file():
-        raise UsageError(
-            f"there is no database of measurements '{path}'", todo="name the one that `graphopt tune --db` wrote"
-        )
     calls = function_calls(model, target, machine)
-    database = Database(path, Environment.of(target, machine.threads, exact=machine.exact))
-    try:
+    with _opened(tuned, Environment.of(target, machine.threads, exact=machine.exact)) as database:
         outcome = database.outcome(model_key(calls))
         if outcome is not None:
             found = Tuned(outcome.algorithms, outcome.kernels)
@@ -49,9 +47,26 @@ def chosen(
             found = Tuned({}, {key: choices for key, choices in best.items() if choices != RULES_CHOOSE})
         facts = _facts(found, whole=outcome is not None)
         note = database.ignored()
-    finally:
-        database.close()
     return _with(machine, found), facts | ({"ignored": note} if note else {})
+
+
+@contextmanager
+def _opened(tuned: str | os.PathLike[str], environment: Environment) -> Iterator[Database]:
+    """The database of this name; the package's own for `shipped`, where no folder is called so."""
+    with ExitStack() as stack:
+        path = database_file(tuned)
+        own = str(tuned) == SHIPPED and not path.exists()
+        if own:
+            path = database_file(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-shipped-")))
+        elif not path.is_file():
+            raise UsageError(
+                f"there is no database of measurements '{path}'",
+                todo="name the one that `graphopt tune --db` wrote, or `shipped` for the one of the package",
+            )
+        database = stack.enter_context(closing(Database(path, environment)))
+        if own:
+            add_shipped(database)
+        yield database
 
 
 def _with(machine: Machine, tuned: Tuned) -> Machine:

@@ -14,12 +14,12 @@ import sqlite3
 import statistics
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from graphopt.backends.tvm.kernels.choices import KERNELS, RULES_CHOOSE, Choices
 from graphopt.cpus import processor
@@ -261,6 +261,25 @@ class Database:
             facts = json.loads(text)
             names |= {name for name in own if facts.get(name) != own[name]}
         return f"{self.path.name}: {others} measurements of another {', '.join(sorted(names))} are ignored"
+
+    def rows(self) -> dict[str, list[list[Any]]]:
+        """What belongs to this environment, by table."""
+        own = (self.environment.id,)
+        columns = {name: "id" if name == "environments" else "environment" for name in _NAMES}
+        return {
+            name: [list(row) for row in self._file.execute(f"SELECT * FROM {name} WHERE {column} = ?", own)]
+            for name, column in columns.items()
+        }
+
+    def add_rows(self, rows: Mapping[str, Iterable[Sequence[Any]]]) -> int:
+        """Add rows of this environment that are not here, as `rows` gives them; returns how many measurements."""
+        before = self.count()[0]
+        with self._file:
+            for name in ("measurements", "outcomes"):
+                own = [tuple(row) for row in rows[name] if row[1] == self.environment.id]
+                places = ", ".join("?" * (9 if name == "measurements" else 8))
+                self._file.executemany(f"INSERT OR IGNORE INTO {name} VALUES ({places})", own)
+        return self.count()[0] - before
 
     def merge(self, other: str | os.PathLike[str]) -> int:
         """Add what another file has and this one has not; returns how many measurements.

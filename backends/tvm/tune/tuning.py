@@ -14,6 +14,7 @@ from graphopt.backends.tvm.tune.batches import Bench
 from graphopt.backends.tvm.tune.database import Database, Environment, Outcome
 from graphopt.backends.tvm.tune.local import BUILDER, LocalMeasurer, divided_cores
 from graphopt.backends.tvm.tune.search import Progress, Search
+from graphopt.backends.tvm.tune.shipped import add_shipped
 from graphopt.backends.tvm.tune.tasks import Tasks, extract
 from graphopt.backends.tvm.tune.whole import settled
 from graphopt.backends.tvm.tune.worker import Worker
@@ -91,6 +92,7 @@ def tune(
     builders = [Worker(BUILDER, (core,)) for core in others]
     known = Database(database, Environment.of(where, count, exact=exact_float))
     try:
+        add_shipped(known)
         tasks = extract(model, where, machine)
         ceilings = _ceilings(count) if measurer is None else None
         for builder in builders:
