@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 import graphopt as go
-from benchmarks.latency_models import NAMES, Subject, build
+from benchmarks.latency_models import MORE, NAMES, Subject, build
 from benchmarks.machine import machine
 from graphopt.backends.tvm.artifact import TvmArtifact
 from graphopt.backends.tvm.ceilings import measured_ceilings
@@ -42,7 +42,7 @@ from graphopt.tools.roofline import least_seconds
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
 COMPARISONS = 5
 
-TWENTY = (*NAMES, "resnet34", "vgg11", "mnasnet1_0", "googlenet")
+TWENTY = (*NAMES, *MORE)
 """Those of the latency benchmark, and some more."""
 
 SAY_EVERY = 20.0
@@ -143,7 +143,7 @@ def reached(artifact: TvmArtifact, inputs: list[torch.Tensor]) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("search", "compare", "ship", "throughput", "kills"))
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(NAMES)}, any of torchvision, or twenty")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(TWENTY)}, or twenty")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--db", type=Path, default=Path("build/tuning"))

@@ -78,15 +78,7 @@ def tune(
     where = Target.parse(target) if isinstance(target, str) else target
     count = where.cores if threads is None else threads
     check_threads(count)
-    if where.kind == "cuda":
-        raise UnsupportedError("choices are measured for CPUs so far", todo="name a CPU target")
-    foreign = why_not_here(where)
-    if foreign is not None and measurer is None:
-        raise UsageError(
-            f"code for '{where.cpu or where.arch}' cannot be measured here",
-            why=foreign,
-            todo="tune on a machine of that kind, or on a fleet of them: --tracker HOST:PORT --key NAME",
-        )
+    _check_measurable(where, measurer)
     machine = Machine.of(where, count, exact=exact_float)
     on, others = divided_cores(count)
     builders = [Worker(BUILDER, (core,)) for core in others]
@@ -106,12 +98,24 @@ def tune(
             except KeyboardInterrupt:
                 interrupted = True
         outcome = None
-        if foreign is None:
+        if why_not_here(where) is None:
             outcome = _settled(model, where, machine, search, inputs)
             known.add_outcome(outcome)
         return Tuning(outcome, tasks, search.candidates, search.failed, interrupted, known.ignored())
     finally:
         known.close()
+
+
+def _check_measurable(target: Target, measurer: Measurer | None) -> None:
+    if target.kind == "cuda":
+        raise UnsupportedError("choices are measured for CPUs so far", todo="name a CPU target")
+    foreign = why_not_here(target)
+    if foreign is not None and measurer is None:
+        raise UsageError(
+            f"code for '{target.cpu or target.arch}' cannot be measured here",
+            why=foreign,
+            todo="tune on a machine of that kind, or on a fleet of them: --tracker HOST:PORT --key NAME",
+        )
 
 
 def _settled(model: Model, where: Target, machine: Machine, search: Search, inputs: Sequence[Any] | None) -> Outcome:
