@@ -142,3 +142,16 @@ def test_nothing_that_was_written_is_lost_to_kill(tmp_path: Path) -> None:
         assert told.count(bytes([turn])) <= rows // 3 <= told.count(bytes([turn])) + 1
     with sqlite3.connect(tmp_path / "tuning.sqlite") as file:
         assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_full_disk_is_told_in_one_line_and_what_was_written_stays(tmp_path: Path) -> None:
+    database = Database(tmp_path, ENVIRONMENT)
+    database.add([ok("a", ONE, 0.9)])
+    database._file.execute("PRAGMA max_page_count = 1")  # as if there were no room for more
+    with pytest.raises(UsageError, match=r"cannot be used") as told:
+        for _ in range(100):
+            database.add([ok("b" * 1000, ONE, 0.9)] * 10)
+    assert "full" in str(told.value)
+    assert "make room" in str(told.value)
+    database.close()
+    assert [row.task for row in Database(tmp_path, ENVIRONMENT).standing("a").rows] == ["a"]

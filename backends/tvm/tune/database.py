@@ -14,7 +14,8 @@ import sqlite3
 import statistics
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -155,17 +156,26 @@ class Database:
     def __init__(self, path: str | os.PathLike[str], environment: Environment) -> None:
         self.path, self.environment = database_file(path), environment
         self._file = _opened(self.path)
-        with self._file:
+        with self._writing():
             facts = json.dumps(asdict(environment), sort_keys=True)
             self._file.execute("INSERT OR IGNORE INTO environments VALUES (?, ?)", (environment.id, facts))
 
     def close(self) -> None:
         self._file.close()
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Write all of what follows or nothing."""
+        try:
+            with self._file:
+                yield
+        except sqlite3.Error as error:
+            raise _unusable(self.path, error) from error
+
     def plan(self, task: str, candidates: Iterable[Choices]) -> str:
         """Write down what will be measured, so that a search that is ended goes on with it; returns a name for it."""
         name = _new()
-        with self._file:
+        with self._writing():
             text = json.dumps([choices.to_json() for choices in candidates], sort_keys=True)
             self._file.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (name, self.environment.id, task, text))
         return name
@@ -182,7 +192,7 @@ class Database:
     def add(self, rows: Iterable[Row], batch: str | None = None) -> None:
         """Write measurements, with which a batch is finished; all of them are there or none."""
         now, where = datetime.now(UTC).isoformat(timespec="seconds"), self.environment.id
-        with self._file:
+        with self._writing():
             if batch is not None:
                 self._file.execute("INSERT OR IGNORE INTO finished VALUES (?)", (batch,))
             self._file.executemany(
@@ -198,7 +208,7 @@ class Database:
         kernels = {key: choices.to_json() for key, choices in outcome.kernels.items()}
         texts = (json.dumps(value, sort_keys=True) for value in (dict(outcome.algorithms), kernels, outcome.dropped))
         now = datetime.now(UTC).isoformat(timespec="microseconds")
-        with self._file:
+        with self._writing():
             self._file.execute(
                 "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (_new(), self.environment.id, outcome.model, *texts, outcome.ratio, now),
@@ -264,17 +274,17 @@ class Database:
 
     def rows(self) -> dict[str, list[list[Any]]]:
         """What belongs to this environment, by table."""
-        own = (self.environment.id,)
-        columns = {name: "id" if name == "environments" else "environment" for name in _NAMES}
-        return {
-            name: [list(row) for row in self._file.execute(f"SELECT * FROM {name} WHERE {column} = ?", own)]
-            for name, column in columns.items()
-        }
+        found = {}
+        for name in _NAMES:
+            column = "id" if name == "environments" else "environment"
+            rows = self._file.execute(f"SELECT * FROM {name} WHERE {column} = ?", (self.environment.id,))
+            found[name] = [list(row) for row in rows]
+        return found
 
     def add_rows(self, rows: Mapping[str, Iterable[Sequence[Any]]]) -> int:
         """Add rows of this environment that are not here, as `rows` gives them; returns how many measurements."""
         before = self.count()[0]
-        with self._file:
+        with self._writing():
             for name in ("measurements", "outcomes"):
                 own = [tuple(row) for row in rows[name] if row[1] == self.environment.id]
                 places = ", ".join("?" * (9 if name == "measurements" else 8))
@@ -293,7 +303,7 @@ class Database:
         _opened(path).close()
         before = sum(self.count())
         self._file.execute("ATTACH DATABASE ? AS other", (str(path),))
-        with self._file:
+        with self._writing():
             for name in _NAMES:
                 self._file.execute(f"INSERT OR IGNORE INTO {name} SELECT * FROM other.{name}")
         self._file.execute("DETACH DATABASE other")
@@ -324,10 +334,14 @@ def _opened(path: Path) -> sqlite3.Connection:
         # In one transaction: a process that is killed here leaves no file that looks like something else.
         file.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {_SCHEMA}; COMMIT;")
     except (sqlite3.Error, OSError) as error:
-        raise UsageError(
-            f"the database of measurements '{path}' cannot be used", why=str(error), todo="name another file"
-        ) from error
+        raise _unusable(path, error) from error
     return file
+
+
+def _unusable(path: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"the database of measurements '{path}' cannot be used", why=str(error), todo="make room, or name another file"
+    )
 
 
 def _text(choices: Choices) -> str:
