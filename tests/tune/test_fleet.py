@@ -106,3 +106,27 @@ def test_three_servers_of_which_one_is_killed(tracker: str, tmp_path: Path) -> N
         measurer.close()
         for machine in machines:
             machine.stop()
+
+
+def test_a_server_that_hangs_is_given_up_and_its_job_done_elsewhere(tracker: str, tmp_path: Path) -> None:
+    tasks = extract(nets.model(), this_machine(), nets.machine())
+    task = next(task for task in tasks.known.values() if task.kind == "product")
+    library = tmp_path / "library.so"
+    where = json.dumps(this_machine().to_json()), 1, False
+    names = tuple(builder.compiled(task.function, [Choices(), Choices(steps=1)], where, library)["names"])
+    machines = [Server(tracker, "board", host="127.0.0.1", port=19500) for _ in range(2)]
+    assert until(tracker, 2) == 2
+    measurer = FleetMeasurer(tracker, "board", seconds=3)
+    try:
+        os.kill(machines[0].process, signal.SIGSTOP)  # it stays registered, accepts nothing and answers nothing
+        for _ in range(4):
+            measured = measurer.measure(Job(library, task.key, names, task.arguments, 1, 0.02))
+            assert set(measured.seconds) == set(names) and max(measured.errors.values()) < 1e-5
+            if measurer.lost:  # the tracker named the one that hangs
+                break
+        assert measurer.lost >= 1 and measurer.banned == set()
+    finally:
+        os.kill(machines[0].process, signal.SIGCONT)
+        measurer.close()
+        for machine in machines:
+            machine.stop()
