@@ -175,7 +175,9 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, bytes]:
         with zipfile.ZipFile(path) as archive:
             return {name: archive.read(name) for name in names}
     except (zipfile.BadZipFile, KeyError, OSError) as error:
-        raise LoadError(f"'{path}' is no .gopt model", why=str(error)) from error
+        raise LoadError(
+            f"'{path}' is no .gopt model", why=str(error), todo="it is damaged, or another kind of file: save it again"
+        ) from error
 
 
 def _assemble(

@@ -115,7 +115,9 @@ def test_a_build_may_take_what_is_shipped(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     x = np.random.default_rng(0).standard_normal((3, 32), np.float32)
     artifact = go.build(small(), threads=1, tuned="shipped")
-    assert artifact.record["tuned"] == {"kernels": 0, "algorithms": 0, "whole_model": False}
+    facts = artifact.record["tuned"]
+    assert [facts[name] for name in ("kernels", "algorithms", "whole_model")] == [0, 0, False]
+    assert "threads are ignored" in facts["ignored"]  # what is shipped is for two
     expected = np.asarray(go.build(small(), threads=1)(x))
     assert np.abs(np.asarray(artifact(x)) - expected).max() <= 1e-6 * np.abs(expected).max()
     assert not list(tmp_path.iterdir())
@@ -129,7 +131,7 @@ def test_what_is_shipped_for_the_functions_of_a_model_is_used(tmp_path: Path, mo
     database.add([nets.ok(key, BEST, 0.5), nets.ok(key, BEST, 0.5), nets.ok(key, Choices(), 1.0)])
     database.add_outcome(Outcome("another model", {}, {key: BEST}, (), 0.7))
     rows = worth_shipping(database)
-    monkeypatch.setattr("graphopt.backends.tvm.tune.shipped.shipped_rows", lambda: rows)
+    monkeypatch.setattr("graphopt.backends.tvm.tune.chosen.shipped_rows", lambda: rows)
     monkeypatch.chdir(tmp_path)
     artifact = go.build(small(), threads=1, tuned="shipped")
     assert artifact.record["tuned"] == {"kernels": 1, "algorithms": 0, "whole_model": False}

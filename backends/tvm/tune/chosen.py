@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.backends.tvm.kernels.choices import RULES_CHOOSE, Tuned
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.tune.database import Database, Environment, database_file
-from graphopt.backends.tvm.tune.shipped import SHIPPED, add_shipped
+from graphopt.backends.tvm.tune.shipped import SHIPPED, shipped_rows
 from graphopt.backends.tvm.tune.tasks import function_calls, model_key
 from graphopt.errors import UsageError
 
@@ -65,7 +65,7 @@ def _opened(tuned: str | os.PathLike[str], environment: Environment) -> Iterator
             )
         database = stack.enter_context(closing(Database(path, environment)))
         if own:
-            add_shipped(database)
+            database.add_rows(shipped_rows())  # those of other environments too, so that it is told what they are of
         yield database
 
 

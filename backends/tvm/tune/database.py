@@ -282,14 +282,14 @@ class Database:
         return found
 
     def add_rows(self, rows: Mapping[str, Iterable[Sequence[Any]]]) -> int:
-        """Add rows of this environment that are not here, as `rows` gives them; returns how many measurements."""
-        before = self.count()[0]
+        """Add rows that are not here, as `rows` gives them; returns how many measurements."""
+        before = sum(self.count())
         with self._writing():
-            for name in ("measurements", "outcomes"):
-                own = [tuple(row) for row in rows[name] if row[1] == self.environment.id]
-                places = ", ".join("?" * (9 if name == "measurements" else 8))
-                self._file.executemany(f"INSERT OR IGNORE INTO {name} VALUES ({places})", own)
-        return self.count()[0] - before
+            for name in _NAMES:
+                for row in rows[name]:
+                    places = ", ".join("?" * len(row))
+                    self._file.execute(f"INSERT OR IGNORE INTO {name} VALUES ({places})", tuple(row))
+        return sum(self.count()) - before
 
     def merge(self, other: str | os.PathLike[str]) -> int:
         """Add what another file has and this one has not; returns how many measurements.

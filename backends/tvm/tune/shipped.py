@@ -22,6 +22,9 @@ SHIPPED = "shipped"
 
 FILE = Path(__file__).parent / "shipped.json"
 
+_PLACES = {"environments": 0, "measurements": 1, "outcomes": 1}
+"""Where the rows of a table name their environment."""
+
 
 @cache
 def shipped_rows() -> dict[str, list[list[Any]]]:
@@ -32,7 +35,9 @@ def shipped_rows() -> dict[str, list[list[Any]]]:
 
 def add_shipped(database: Database) -> int:
     """Add what counts in the environment of a database and is not in it yet; returns how many measurements."""
-    return database.add_rows(shipped_rows())
+    here = database.environment.id
+    own = {name: [row for row in rows if row[_PLACES[name]] == here] for name, rows in shipped_rows().items()}
+    return database.add_rows(own)
 
 
 def write(rows: Mapping[str, list[list[Any]]], path: Path = FILE) -> None:
@@ -42,8 +47,8 @@ def write(rows: Mapping[str, list[list[Any]]], path: Path = FILE) -> None:
     stay = {row[0] for row in known["environments"] if json.loads(row[1])["kernels"] == KERNELS} - fresh
     tables = []
     for name, own in rows.items():
-        place = 0 if name == "environments" else 1
-        lines = [json.dumps(row) for row in sorted([*own, *(row for row in known[name] if row[place] in stay)])]
+        others = [row for row in known[name] if row[_PLACES[name]] in stay]
+        lines = [json.dumps(row) for row in sorted([*own, *others])]
         tables.append(f'"{name}": [\n' + ",\n".join(lines) + "\n]")
     path.write_text("{" + ",\n".join(tables) + "}\n", encoding="utf-8")
 
@@ -55,9 +60,7 @@ def worth_shipping(database: Database) -> dict[str, list[list[Any]]]:
     used = {(key, json.dumps(c, sort_keys=True)) for row in last.values() for key, c in json.loads(row[4]).items()}
     tasks = {key for key, _ in used}
     measured = [row for row in rows["measurements"] if (row[2], row[3]) in used]
-    known = {(row[2], row[3]) for row in measured}
     usual = {row[2]: row for row in rows["measurements"] if row[3] == "{}" and row[2] in tasks}
-    assert known == used
     return {
         "environments": rows["environments"],
         "measurements": sorted([*measured, *usual.values()]),
