@@ -24,6 +24,8 @@ CHROMIUM = next(
 )
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0")
 _PATIENCE = 8.0
+# What was asked to be drawn with the next frame, as a camera that moved, has been: before that, things are elsewhere.
+_DRAWN = "new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn))).then(() => true)"
 _KEYS = {"Enter": "\r", " ": " "}
 _CODES = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 
@@ -90,7 +92,8 @@ class Page:
         self.call("Input.insertText", text=text)
 
     def click(self, selector: str, *, times: int = 1) -> None:
-        """Click with the mouse in the middle of what a selector finds first."""
+        """Click with the mouse in the middle of what a selector finds first, where the page stands still."""
+        self.value(_DRAWN)
         quoted = json.dumps(selector)
         box = self.value(
             f"(() => {{const b = document.querySelector({quoted})?.getBoundingClientRect();"
