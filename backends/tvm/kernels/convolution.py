@@ -88,6 +88,7 @@ class _Convolution:
         self.window = Window.read(notes)
         self.groups, self.order = int(notes["groups"]), str(notes["order"])
         numbers, self.kh, self.kw, self.depth, self.lanes = (int(size) for size in self.weight.shape)
+        self.machine = self.machine.of_lanes(self.lanes)
         self.vectors = numbers // self.groups
         self.inputs = self.depth * self.groups
         self.outputs = int(self.fused.result.shape[-1]) // self.groups

@@ -54,7 +54,7 @@ def expanded_kernel(function: Any, machine: Machine) -> Any | None:
     code = Code()
     kernel = _Expanded(code, first, second, machine)
     known = kernel.window, kernel.depth, kernel.vectors, machine
-    found = _plan(*known) if kernel.channels >= machine.lanes else None
+    found = _plan(*known) if kernel.channels >= machine.lanes == kernel.lanes else None
     if found is None or not (machine.choices != RULES_CHOOSE or _repays(found[1], *known)):
         return None
     kernel.emit(found[0])

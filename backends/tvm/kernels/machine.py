@@ -17,6 +17,9 @@ _REGISTERS = {"aarch64": 30, "armv7": 16, "riscv64": 8}
 """Vector registers for tiles. AArch64 has 32, two of which its loads of repeated numbers take (with all of them
 in tiles, twice as many are spilled); x86-64 has 32 with AVX-512, else 16. RISC-V's are 32 scalars, four to a vector."""
 
+_WORTH_HALVING = 0.9
+"""Half as many lanes are twice as many instructions; they had better save some of the time."""
+
 _USUAL_L1, _USUAL_L2 = 32 << 10, 512 << 10
 
 
@@ -63,6 +66,24 @@ class Machine:
             multiply_adds=multiply_adds,
             tuned=tuned,
         )
+
+    def of_lanes(self, lanes: int) -> Machine:
+        """The machine as code with vectors of so many lanes, all of a register's or half as many, sees it."""
+        if lanes == self.lanes:
+            return self
+        return replace(self, lanes=lanes, multiply_adds=2)
+
+    def lanes_for(self, columns: int) -> int:
+        """Lanes of the vectors in which to compute results of so many columns.
+
+        Where a vector is computed in two halves anyway, half a vector takes half the time: no lanes need be empty.
+        Other processors compute as many vectors in a cycle whatever their length.
+        """
+        half = self.lanes // 2
+        if self.multiply_adds != 1:
+            return self.lanes
+        halves, wholes = -(-columns // half), -(-columns // self.lanes)
+        return half if columns < self.lanes or halves / 2 < _WORTH_HALVING * wholes else self.lanes
 
     def untold(self) -> Machine:
         """The machine without choices for the kernel at hand."""

@@ -81,6 +81,7 @@ class _Product:
 
     def __post_init__(self) -> None:
         self.vectors, self.depth, self.lanes = (int(size) for size in self.weight.shape)
+        self.machine = self.machine.of_lanes(self.lanes)
         self.columns = int(self.fused.result.shape[-1])
         self.rows = Rows.of(self.data.shape)
 

@@ -49,19 +49,20 @@ _SIDES = {"direct": 0, **{f"squares of {m}": m for m in SQUARES}}
 
 def best_square(window: Window, inputs: int, outputs: int, machine: Machine) -> int:
     """The side m of the squares that is fastest, as measured or by the model; 0 when the direct form is."""
-    lanes = machine.lanes
-    if inputs < 2 * lanes or outputs < 2 * lanes:
+    lanes = machine.lanes_for(outputs)
+    if inputs < lanes or outputs < lanes:
         return 0
     told = machine.tuned.algorithms.get(window_problem(window, inputs, outputs))
     if told is not None:
         return _SIDES[told]
+    vectors, each = -(-outputs // lanes), machine.of_lanes(lanes).multiply_adds
     pixels = math.prod(window.result)
-    direct = pixels * 9 * inputs * outputs / (2 * lanes)
+    direct = pixels * 9 * inputs * vectors / each
     choices = [(max(direct, 9 * inputs * outputs * 4 / _BYTES_PER_CYCLE), 0)]
     for m in SQUARES:
         squares = _squares(window, m)
         positions = (m + 2) ** 2
-        products = positions * squares * inputs * outputs / (2 * lanes)
+        products = positions * squares * inputs * vectors / each
         moves = 4 * positions * squares * (inputs + outputs) / lanes
         weights = positions * inputs * outputs * 4 / _BYTES_PER_CYCLE
         choices.append((max(products, weights) + moves, m))
@@ -129,6 +130,7 @@ class _Winograd:
         self.m = int(self.fused.notes["square"])
         self.transform: Transform = SQUARES[self.m]
         self.positions, self.vectors, self.depth, self.lanes = (int(size) for size in self.weight.shape)
+        self.machine = self.machine.of_lanes(self.lanes)
         self.outputs = int(self.fused.result.shape[-1])
         self.across = -(-self.window.result[1] // self.m)
         self.squares = _squares(self.window, self.m)

@@ -42,6 +42,7 @@ def packed_linear(call: Call, x: Any, weight: Any) -> Any:
     if not call.machine.exact and strassen_pays(shape_of(x), depth, columns, call.machine):
         sums, back = precomputed(weight, lambda w: quarters(w, lanes)), relax.const(BACK, "float32")
         return call.compute(lambda d, w, b: strassen(d, w, b, columns), x, sums, back, name="strassen", anchor=True)
+    lanes = call.machine.lanes_for(columns)
     packed = precomputed(weight, lambda w: _packed(w[:, None, None, :], 1, lanes)[:, 0, 0])
     return call.compute(lambda d, w: product(d, w, columns), x, packed, name="linear", anchor=True)
 
@@ -64,6 +65,7 @@ def packed_convolution(call: Call, x: Any, weight: Any, window: Window, groups: 
         square = 0 if call.machine.exact else best_square(window, channels, outputs, call.machine)
         if square:
             return _winograd(call, arranged(call, x, CHANNELS_LAST), weight, window, square)
+    lanes = call.machine.lanes_for(outputs // groups)
     if groups > 1 and outputs // groups < lanes:
         weight, groups = _merged(weight, groups, lanes)
     packed = precomputed(weight, lambda w: _packed(w.permute(0, 2, 3, 1), groups, lanes))
@@ -78,7 +80,8 @@ def packed_convolution(call: Call, x: Any, weight: Any, window: Window, groups: 
 
 
 def _winograd(call: Call, source: Any, weight: Any, window: Window, square: int) -> Ordered:
-    outputs, lanes = shape_of(weight)[0], call.machine.lanes
+    outputs = shape_of(weight)[0]
+    lanes = call.machine.lanes_for(outputs)
 
     def packed(w: torch.Tensor) -> torch.Tensor:
         positions = transformed_weight(w, square)
