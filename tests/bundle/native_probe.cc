@@ -1,5 +1,5 @@
 // Reads questions from stdin, one a line, and answers each with one line, for test_native.py:
-//     sha256 FILE | size EXPRESSION|NAME=VALUE,... | json FILE | npy FILE COPY | feature NAME
+//     sha256 FILE | plainly FILE | size EXPRESSION|NAME=VALUE,... | json FILE | npy FILE COPY | feature NAME
 #include <fstream>
 #include <iostream>
 #include <sstream>
@@ -41,6 +41,7 @@ static void shown(const Json& value, std::string& text) {
 static std::string answer(const std::string& what, std::istream& rest) {
   std::string first, second;
   if (what == "sha256") return rest >> first, sha256_of_file(first);
+  if (what == "plainly") return rest >> first, sha256_of_file(first, sha256_plainly);
   if (what == "feature") return rest >> first, has_feature(first) ? "yes" : "no";
   if (what == "npy") {
     rest >> first >> second;

@@ -19,6 +19,7 @@ from graphopt.backends.tvm.bundle import toolchain
 from graphopt.errors import LoadError
 from graphopt.signature import size_of
 from graphopt.target import Target
+from tests.bundle.cross import emulator
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
@@ -62,6 +63,32 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
 def test_sha256(size: int, probe: Probe) -> None:
     content = np.random.default_rng(size).bytes(size)
     assert probe.of_file("sha256", content) == hashlib.sha256(content).hexdigest()
+    assert probe.of_file("plainly", content) == hashlib.sha256(content).hexdigest()
+
+
+_SHA2 = {"x86_64": "sha_ni", "aarch64": "sha2"}
+
+
+def test_a_processor_that_has_instructions_for_sha256_is_known(probe: Probe) -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    name = _SHA2.get(Target.parse("cpu").arch, "none")
+    assert probe(f"feature {name}") == ("yes" if name in flags else "no")
+
+
+def test_sha256_on_arm(tmp_path: Path) -> None:
+    """By the instructions for it, which the processor that qemu stands for has, and without them."""
+    words = emulator("aarch64")
+    compiler = toolchain.compiler("aarch64")
+    toolchain.lay_out(tmp_path, toolchain.sources())
+    source, program = Path(__file__).with_name("native_probe.cc"), tmp_path / "probe"
+    includes = (f"-I{tmp_path}", f"-I{tmp_path}/include")
+    subprocess.run([compiler, "-std=c++17", "-O2", "-Wall", "-static", *includes, source, "-o", program], check=True)
+    content = np.random.default_rng(0).bytes(5000)
+    (tmp_path / "content").write_bytes(content)
+    asked = f"feature sha2\nsha256 {tmp_path}/content\nplainly {tmp_path}/content\n"
+    command = [words[0], "-cpu", "cortex-a72", program]
+    told = subprocess.run(command, input=asked, capture_output=True, text=True, check=True).stdout.split()
+    assert told == ["yes", *[hashlib.sha256(content).hexdigest()] * 2]
 
 
 def shown(value: Any) -> str:

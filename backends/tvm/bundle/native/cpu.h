@@ -33,7 +33,7 @@ inline bool has_feature(const std::string& name) {
       {"xop", 0x80000001, 0, ecx, 11}, {"fma4", 0x80000001, 0, ecx, 16}, {"tbm", 0x80000001, 0, ecx, 21},
       {"bmi1", 7, 0, ebx, 3}, {"avx2", 7, 0, ebx, 5}, {"bmi2", 7, 0, ebx, 8}, {"avx512f", 7, 0, ebx, 16},
       {"avx512dq", 7, 0, ebx, 17}, {"avx512ifma", 7, 0, ebx, 21}, {"avx512cd", 7, 0, ebx, 28},
-      {"avx512bw", 7, 0, ebx, 30}, {"avx512vl", 7, 0, ebx, 31}, {"avx512vbmi", 7, 0, ecx, 1},
+      {"sha_ni", 7, 0, ebx, 29}, {"avx512bw", 7, 0, ebx, 30}, {"avx512vl", 7, 0, ebx, 31}, {"avx512vbmi", 7, 0, ecx, 1},
       {"avx512_vbmi2", 7, 0, ecx, 6}, {"gfni", 7, 0, ecx, 8}, {"avx512_vnni", 7, 0, ecx, 11},
       {"avx512_bitalg", 7, 0, ecx, 12}, {"avx512_vpopcntdq", 7, 0, ecx, 14}, {"avx512_vp2intersect", 7, 0, edx, 8},
       {"amx_bf16", 7, 0, edx, 22}, {"avx512_fp16", 7, 0, edx, 23}, {"amx_tile", 7, 0, edx, 24},
@@ -62,8 +62,8 @@ inline const char* architecture() { return "aarch64"; }
 
 struct Feature { const char* name; bool second; int bit; };
 inline const Feature features[] = {
-    {"fp", false, 0}, {"asimd", false, 1}, {"crc32", false, 7}, {"atomics", false, 8}, {"fphp", false, 9},
-    {"asimdhp", false, 10}, {"asimdrdm", false, 12}, {"jscvt", false, 13}, {"fcma", false, 14}, {"lrcpc", false, 15},
+    {"fp", false, 0}, {"asimd", false, 1}, {"sha2", false, 6}, {"crc32", false, 7}, {"atomics", false, 8},
+    {"fphp", false, 9}, {"asimdhp", false, 10}, {"asimdrdm", false, 12}, {"jscvt", false, 13}, {"fcma", false, 14}, {"lrcpc", false, 15},
     {"asimddp", false, 20}, {"sve", false, 22}, {"asimdfhm", false, 23}, {"sve2", true, 1}, {"i8mm", true, 13},
     {"bf16", true, 14}, {"sme", true, 23}, {"sme2", true, 37}};
 

@@ -88,7 +88,9 @@ __attribute__((target("sha,sse4.1"))) inline void sha256_by_instructions(
 
 inline bool has_sha256_instructions() { return has_feature("sha_ni") && has_feature("sse4_1") && has_feature("ssse3"); }
 
-#elif defined(__aarch64__) && !defined(__AARCH64EB__)
+// Clang before 16 knows these instructions only where the whole program may use them.
+#elif defined(__aarch64__) && !defined(__AARCH64EB__) && \
+    (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_SHA2))
 
 #if defined(__clang__)
 __attribute__((target("sha2")))
