@@ -14,7 +14,15 @@ __all__ = ["copy_band"]
 
 
 def copy_band(
-    code: Code, source: Any, image: Any, first_row: Any, rows: int, window: Window, order: str, lanes: int
+    code: Code,
+    source: Any,
+    image: Any,
+    first_row: Any,
+    rows: int,
+    window: Window,
+    order: str,
+    lanes: int,
+    groups: int = 1,
 ) -> Any:
     """Copy `rows` padded input rows into a new flat buffer: [rows, columns, C], or [rows, C, columns] of planes.
 
@@ -22,7 +30,11 @@ def copy_band(
         source: data, [N, H, W, C], or planes [N, C, H, W] when `order` is "NCHW".
         image: index of the image.
         first_row: the first row, counted in the input without padding; it may be negative.
+        groups: of channels, which lie apart in the buffer: [groups, rows, columns, C / groups]. As the image has them
+            the pixels of a group may be so far apart that few of them have room in the first cache.
     """
+    if groups > 1:
+        return _copy_groups(code, source, image, first_row, rows, window, lanes, groups)
     columns = window.extent(1, window.result[1])
     channels = int(source.shape[1 if order == "NCHW" else 3])
     height, width = window.size
@@ -46,6 +58,36 @@ def copy_band(
                 _zero(code, band, target + end * size, (columns - end) * size, lanes)
         with code.when(tirx.Not(valid)):
             _zero(code, band, base, columns * channels, lanes)
+    return band
+
+
+def _copy_groups(
+    code: Code, source: Any, image: Any, first_row: Any, rows: int, window: Window, lanes: int, groups: int
+) -> Any:
+    """Copy input rows into a new flat buffer [groups, rows, columns, C / groups]."""
+    columns, (height, width) = window.extent(1, window.result[1]), window.size
+    channels = int(source.shape[3])
+    depth = channels // groups
+    before = min(window.before[1], columns)
+    inside = min(width, columns - before)
+    band = code.scratch("band", [rows * columns * channels])
+
+    def place(group: Any, row: Any, column: Any) -> Any:
+        return ((group * rows + row) * columns + column) * depth
+
+    with code.loop("band_row", rows) as r:
+        row = code.let("source_row", first_row + r)
+        valid = tirx.all(row >= 0, row < height)
+        with code.when(valid):
+            with code.loop("group", groups) as group:
+                _zero(code, band, place(group, r, 0), before * depth, lanes)
+                _zero(code, band, place(group, r, before + inside), (columns - before - inside) * depth, lanes)
+            with code.loop("column", inside) as column, code.loop("group", groups) as group:
+                target = code.let("target", place(group, r, before + column))
+                start = ((image * height + row) * width + column) * channels + group * depth
+                _copy(code, band, target, source, start, depth, min(lanes, depth))
+        with code.when(tirx.Not(valid)), code.loop("group", groups) as group:
+            _zero(code, band, place(group, r, 0), columns * depth, lanes)
     return band
 
 

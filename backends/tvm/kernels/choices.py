@@ -12,7 +12,7 @@ from graphopt.backends.tvm.kernels.geometry import Window
 
 __all__ = ["KERNELS", "RULES_CHOOSE", "UNTUNED", "Choices", "Tuned", "linear_problem", "task_key", "window_problem"]
 
-KERNELS = 2
+KERNELS = 3
 """Version of the kernels. To be raised whenever measured choices of an older one may be wrong for a newer one."""
 
 

@@ -95,7 +95,9 @@ class _Convolution:
         self.images = self.data.shape[0]
         self.banded = self.window.padded or self.order == "NCHW"
         self.planes = self.order == "NCHW"
-        self.run_together = self.groups == 1 and self.window.dilation[1] == 1 and not self.planes
+        self.apart = self.groups if self.banded and not self.planes else 1
+        self.pixel = self.inputs // self.apart
+        self.run_together = self.groups == self.apart and self.window.dilation[1] == 1 and not self.planes
 
     def emit(self) -> None:
         code, (height, width) = self.code, self.window.result
@@ -123,8 +125,9 @@ class _Convolution:
         if self.banded:
             top = first * window.stride[0] - window.before[0]
             needed = window.extent(0, rows)
-            self.source = copy_band(code, self.data, image, top, needed, window, self.order, self.lanes)
+            self.source = copy_band(code, self.data, image, top, needed, window, self.order, self.lanes, self.apart)
             self.row_length, origin = window.extent(1, window.result[1]), index(0)
+            self.group_step = needed * self.row_length * self.pixel
         else:
             self.row_length = window.size[1]
             origin = (image * window.size[0] + first * window.stride[0]) * self.row_length
@@ -159,10 +162,10 @@ class _Convolution:
     ) -> None:
         code, window, lanes = self.code, self.window, self.lanes
         number = code.let("first_vector", number)
-        pixel, channel = (1, self.row_length) if self.planes else (self.inputs, 1)  # how far the next one is
-        first = x * (window.stride[1] * pixel) + group * (self.depth * channel)
-        corner = code.let("corner", start * self.inputs + first)
-        step_y = window.dilation[0] * self.row_length * self.inputs
+        pixel, channel = (1, self.row_length) if self.planes else (self.pixel, 1)  # how far the next one is
+        first = x * (window.stride[1] * pixel) + group * (self.group_step if self.apart > 1 else self.depth * channel)
+        corner = code.let("corner", start * self.pixel + first)
+        step_y = window.dilation[0] * self.row_length * self.pixel
 
         def left(p: int, y: Any, *k: Any) -> Any:
             offset = k[0] if self.run_together else k[0] * (window.dilation[1] * pixel) + k[1] * channel

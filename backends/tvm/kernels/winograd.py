@@ -43,15 +43,17 @@ __all__ = ["best_square", "transformed_weight", "winograd", "winograd_kernel"]
 _BYTES_PER_CYCLE = 8
 """What one core draws from the third-level cache or memory while others draw too."""
 
+_FEWEST_CHANNELS = 16
+"""On either side: vectors of all of them may be few, but the transforms of fewer take what the products save."""
 
 _SIDES = {"direct": 0, **{f"squares of {m}": m for m in SQUARES}}
 
 
 def best_square(window: Window, inputs: int, outputs: int, machine: Machine) -> int:
     """The side m of the squares that is fastest, as measured or by the model; 0 when the direct form is."""
-    lanes = machine.lanes_for(outputs)
-    if inputs < lanes or outputs < lanes:
+    if min(inputs, outputs) < min(2 * machine.lanes, _FEWEST_CHANNELS):
         return 0
+    lanes = machine.lanes_for(outputs)
     told = machine.tuned.algorithms.get(window_problem(window, inputs, outputs))
     if told is not None:
         return _SIDES[told]

@@ -51,13 +51,17 @@ class Case:
     order: str = "NHWC"
     machine: Machine = field(default_factory=a_machine)
 
+    @property
+    def lanes(self) -> int:
+        return self.machine.lanes_for(self.outputs // self.groups)
+
     def lowered(self, images: Any = None) -> Any:
         """The function; `images` is a free number of images when it is given."""
         images = self.images if images is None else images
-        vectors = self.groups * len(packed_vectors(self.outputs // self.groups, self.machine.lanes))
+        vectors = self.groups * len(packed_vectors(self.outputs // self.groups, self.lanes))
         height, width = self.geometry.size
         x = operand(images, *((self.inputs, height, width) if self.order == "NCHW" else (height, width, self.inputs)))
-        w = operand(vectors, *self.geometry.kernel, self.inputs // self.groups, self.machine.lanes, name="w")
+        w = operand(vectors, *self.geometry.kernel, self.inputs // self.groups, self.lanes, name="w")
         bias = operand(self.outputs, name="bias")
         residual = operand(images, *self.geometry.result, self.outputs, name="residual")
         result = convolution(x, w, self.outputs, self.groups, self.geometry.window, self.order)
@@ -73,7 +77,7 @@ class Case:
         bias, residual = torch.randn(self.outputs), torch.randn(shape)
         ours = kernel(
             (x if self.order == "NCHW" else channels_last(x)) * factor,
-            packed(weight.permute(0, 2, 3, 1), self.groups, self.machine.lanes),
+            packed(weight.permute(0, 2, 3, 1), self.groups, self.lanes),
             bias,
             residual,
             shape=shape,
@@ -129,16 +133,30 @@ def test_channels_that_fill_vectors_and_do_not(machine: Machine) -> None:
     check({f"from_{i}_to_{o}": Case(geometry, i, o, machine=machine) for i, o in counts})
 
 
-@pytest.mark.parametrize("machine", [a_machine(4), BLOCKS], ids=str)
+@pytest.mark.parametrize("machine", [a_machine(4), BLOCKS, a_machine(16, multiply_adds=1)], ids=str)
 def test_groups(machine: Machine) -> None:
     padded, bare = Geometry((5, 4), (3, 3), before=(1, 1), after=(1, 1)), Geometry((5, 4), (2, 3))
-    counts = [(2, 6, 22), (3, 24, 58 * 3), (8, 16, 8), (4, 4, 68)]
+    counts = [(2, 6, 22), (3, 24, 58 * 3), (8, 16, 8), (4, 4, 68), (4, 32, 32), (2, 48, 48)]
     check(
         {
             f"groups_{groups}_from_{i}_to_{o}": Case(padded if n % 2 else bare, i, o, groups, machine=machine)
             for n, (groups, i, o) in enumerate(counts)
         }
     )
+
+
+def test_groups_whose_rows_lie_apart() -> None:
+    """Copied rows are sorted by group: windows that jump, that are dilated, and that look at nothing but zeros."""
+    names = (
+        "stride_2",
+        "rows_left_over",
+        "dilated_and_strided",
+        "same_before",
+        "only_left",
+        "padded_beyond_the_window",
+    )
+    for machine in (a_machine(8), a_machine(8, 2, 4 << 10)):
+        check({name: Case(WINDOWS[name], 3 * 5, 3 * 8, 3, images=2, machine=machine) for name in names})
 
 
 @pytest.mark.parametrize("machine", [a_machine(16), a_machine(16, multiply_adds=1), BLOCKS], ids=str)
@@ -200,7 +218,11 @@ def geometries(draw: Callable[..., Any]) -> Geometry:
     images=st.integers(1, 3),
     order=st.sampled_from(("NHWC", "NCHW")),
     machine=st.builds(
-        a_machine, st.sampled_from((4, 8, 16)), st.integers(1, 4), st.sampled_from((64, 4096, 512 << 10))
+        a_machine,
+        st.sampled_from((4, 8, 16)),
+        st.integers(1, 4),
+        st.sampled_from((64, 4096, 512 << 10)),
+        st.sampled_from((1, 2)),
     ),
 )
 def test_any_convolution(

@@ -35,8 +35,8 @@ BLOCKS = a_machine(threads=2, l2=256)
 
 def lowered(lead: Sequence[Any], depth: int, columns: int, machine: Machine) -> Any:
     """The function of relu(x @ w + bias + residual)."""
-    count = len(packed_vectors(columns, machine.lanes))
-    x, w = operand(*lead, depth), operand(count, depth, machine.lanes, name="w")
+    lanes = machine.lanes_for(columns)
+    x, w = operand(*lead, depth), operand(len(packed_vectors(columns, lanes)), depth, lanes, name="w")
     bias, residual = operand(columns, name="bias"), operand(*lead, columns, name="residual")
     result = bias_residual_relu(product(x, w, columns), bias, residual)
     return apply(product_kernel, machine, [x, w, bias, residual], result)
@@ -66,7 +66,8 @@ def test_columns_below_at_above_and_between_whole_vectors(machine: Machine) -> N
     widths = [1, 2, lanes - 1, lanes, lanes + 1, 2 * lanes - 1, 2 * lanes, 5 * lanes + 3, 7 * lanes, 13 * lanes - 1]
     kernels = compiled({f"columns_{c}": lowered([5], 4, c, machine) for c in widths})
     for columns in widths:
-        assert error_of(kernels[f"columns_{columns}"], [5], 4, columns, lanes) < LIMIT, columns
+        error = error_of(kernels[f"columns_{columns}"], [5], 4, columns, machine.lanes_for(columns))
+        assert error < LIMIT, columns
 
 
 @pytest.mark.parametrize("depth", [256, 384, 5 * 131])
@@ -106,7 +107,7 @@ def test_any_number_of_leading_axes_and_a_depth_of_one(lead: list[int]) -> None:
 def test_a_free_number_of_rows(machine: Machine, columns: int) -> None:
     kernel = compiled({"kernel": lowered([size()], 7, columns, machine)})["kernel"]
     for rows in (*range(32), 63, 100):
-        assert error_of(kernel, [rows], 7, columns, machine.lanes) < LIMIT, rows
+        assert error_of(kernel, [rows], 7, columns, machine.lanes_for(columns)) < LIMIT, rows
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,23 @@ def test_any_cut_is_whole_fits_the_registers_and_takes_no_longer_than_single_row
     tall, wide = cut[0].size, cut[1].size
     assert tall * wide + wide + 1 <= machine.registers
     assert cycles_of(*cut, machine) <= cycles_of(Parts.of(rows, 1), Parts.of(vectors, 1), machine)
+
+
+@pytest.mark.parametrize(
+    ("columns", "lanes"), [(3, 8), (8, 8), (12, 8), (16, 16), (24, 8), (32, 16), (40, 8), (56, 8), (104, 16), (208, 16)]
+)
+def test_half_vectors_leave_no_lanes_empty_where_a_vector_is_two_halves_anyway(columns: int, lanes: int) -> None:
+    assert ONE.lanes_for(columns) == lanes
+    assert TWO.lanes_for(columns) == 16 and a_machine(8).lanes_for(columns) == 8
+
+
+def test_twice_as_many_half_vectors_are_computed_in_a_cycle() -> None:
+    half = ONE.of_lanes(8)
+    assert (half.lanes, half.multiply_adds, half.registers) == (8, 2, ONE.registers)
+    assert ONE.of_lanes(16) is ONE
+
+
+@given(columns=st.integers(1, 300))
+def test_half_vectors_never_take_longer(columns: int) -> None:
+    half = ONE.of_lanes(ONE.lanes_for(columns))
+    assert -(-columns // half.lanes) / half.multiply_adds <= -(-columns // ONE.lanes) / ONE.multiply_adds
