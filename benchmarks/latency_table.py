@@ -2,6 +2,8 @@
 
     python -m benchmarks.latency_table           write the generated part of docs/performance.md from the results
 
+Results of other machines than the last are kept beside its own, as results/latency-NAME.json.
+
 The ratio of a model is the best median of ONNX Runtime, OpenVINO in float32 and TorchInductor over ours: 2 is twice as
 fast as the fastest of them. An engine whose outputs are off by more than `TOLERANCE` does not compete.
 """
@@ -148,24 +150,32 @@ def _title(summary: Summary) -> str:
     return f"Batch {summary.batch}, {summary.threads} thread{'s' if summary.threads > 1 else ''}"
 
 
-def generated(results: Mapping[str, Any] | None) -> str:
-    """The generated part of the page."""
-    if not results or not results["cases"]:
-        return "Not measured yet."
-    machine, parts = results["machine"], []
+def generated(machines: Sequence[Mapping[str, Any]]) -> str:
+    """The generated part of the page: a section for the results of every machine."""
+    return "\n\n".join(_section(results) for results in machines if results["cases"]) or "Not measured yet."
+
+
+def _section(results: Mapping[str, Any]) -> str:
+    machine = results["machine"]
+    parts = [f"### {_place(machine)}"]
     packages = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     commits = sorted({row["commit"].removesuffix("-dirty") for row in results["cases"].values()})
-    place = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB"
-    parts.append(f"{place}. {packages}. Commit {', '.join(commits)}.")
+    parts.append(f"{machine['cores']} cores, {machine['memory_gb']} GB. {packages}. Commit {', '.join(commits)}.")
     parts.append("Median milliseconds of a call; in brackets those of an engine whose outputs are off.")
     for summary in summaries(results):
-        parts += [f"### {_title(summary)}", _markdown(*_latencies(summary)), summary.verdict]
+        parts += [f"#### {_title(summary)}", _markdown(*_latencies(summary)), summary.verdict]
     parts += _rooflines(results)
     first = next(summaries(results))
-    parts.append(f"### Until the first output: {_title(first).lower()}")
+    parts.append(f"#### Until the first output: {_title(first).lower()}")
     parts.append("Seconds; `weights` is their size, `growth` how far the memory of the process rose above what it was.")
     parts += [_markdown(*_building(results)), *_failures(results)]
     return "\n\n".join(parts)
+
+
+def _place(machine: Mapping[str, Any]) -> str:
+    """Processors of one name differ in their vectors: both."""
+    bits = machine.get("target", {}).get("vector_bits")
+    return f"{machine['processor']}, vectors of {bits} bits" if bits else str(machine["processor"])
 
 
 def _rooflines(results: Mapping[str, Any]) -> list[str]:
@@ -185,7 +195,7 @@ def _rooflines(results: Mapping[str, Any]) -> list[str]:
                 "lost in",
             ]
             parts += [
-                f"### Roofline: {_title(summary).lower()}",
+                f"#### Roofline: {_title(summary).lower()}",
                 _ceilings(rows),
                 _markdown(header, list(map(_rests, rows))),
             ]
@@ -225,7 +235,7 @@ def _failures(results: Mapping[str, Any]) -> list[str]:
                     reasons.setdefault(engine["failed"][:300].replace("`", "'"), []).append(name)
             place = f"{row.model}, {_title(summary).lower()}"
             lines += [f"- {place}, {', '.join(names)}: `{reason}`" for reason, names in reasons.items()]
-    return ["### Failures", "\n".join(lines)] if lines else []
+    return ["#### Failures", "\n".join(lines)] if lines else []
 
 
 def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -233,7 +243,7 @@ def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *body))
 
 
-def page(text: str, results: Mapping[str, Any] | None) -> str:
+def page(text: str, machines: Sequence[Mapping[str, Any]]) -> str:
     """A page with the part between its two markers made anew.
 
     Raises:
@@ -243,15 +253,13 @@ def page(text: str, results: Mapping[str, Any] | None) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in after or END in after:
         raise ValueError(f"the page needs {BEGIN} and {END} after it, once each")
-    return f"{before}{BEGIN}\n\n{generated(results)}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{generated(machines)}\n\n{END}{after}"
 
 
-def read(path: Path = RESULTS) -> dict[str, Any] | None:
-    """The results, if there are any."""
-    if not path.exists():
-        return None
-    results: dict[str, Any] = json.loads(path.read_text())
-    return results
+def read(path: Path = RESULTS) -> list[dict[str, Any]]:
+    """The results that there are: those in the file, and those of other machines beside it."""
+    others = sorted(path.parent.glob(f"{path.stem}-*.json"))
+    return [json.loads(file.read_text()) for file in (path, *others) if file.exists()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

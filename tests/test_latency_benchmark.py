@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -178,8 +179,8 @@ def test_summary() -> None:
 
 def test_the_page_is_made_anew_between_its_markers(capsys: pytest.CaptureFixture[str]) -> None:
     text = f"before\n{latency_table.BEGIN}\nold\n{latency_table.END}\nafter\n"
-    once = latency_table.page(text, results())
-    assert latency_table.page(once, results()) == once
+    once = latency_table.page(text, [results()])
+    assert latency_table.page(once, [results()]) == once
     assert once.startswith("before\n") and once.endswith("after\n") and "old" not in once
     assert "| a | 5 | 12 | 20 | 10 | 1 | inductor | 2.00 |" in once
     assert "| b | 8 | 4 | (3) | (2) |  | onnxruntime | 0.50 |" in once
@@ -189,9 +190,22 @@ def test_the_page_is_made_anew_between_its_markers(capsys: pytest.CaptureFixture
     assert "| a | 1.0 | 1.0 | 1.0 | 10 | 80 |" in once
     assert "| a | 0.3 | 8 | 4 | 5 | 80% | 2.50 | product 0.5, between kernels 0.5, pool 0.1 |" in once
     with pytest.raises(ValueError, match="needs"):
-        latency_table.page("no markers", results())
+        latency_table.page("no markers", [results()])
     latency_table.print_tables(results())
     assert "Geometric mean of 2 ratios 1.00" in capsys.readouterr().out
+
+
+def test_results_of_several_machines_stand_one_after_the_other(tmp_path: Path) -> None:
+    text = f"{latency_table.BEGIN}\n{latency_table.END}"
+    assert latency_table.read(tmp_path / "latency.json") == []
+    assert "Not measured yet." in latency_table.page(text, [])
+    for name, bits in (("latency.json", 512), ("latency-older.json", 256), ("lowrank_latency.json", 128)):
+        found = results()
+        found["machine"] = found["machine"] | {"processor": "CPU", "target": {"vector_bits": bits}}
+        (tmp_path / name).write_text(json.dumps(found))
+    made = latency_table.page(text, latency_table.read(tmp_path / "latency.json"))
+    assert re.findall("^### (.*)", made, re.M) == ["CPU, vectors of 512 bits", "CPU, vectors of 256 bits"]
+    assert made.count("#### Batch 1, 2 threads") == 2
 
 
 def test_the_page_is_current() -> None:

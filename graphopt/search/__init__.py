@@ -84,15 +84,7 @@ def search(
         GoalMissed: when no pipeline keeps the goals; it says which one is the nearest, and has the result.
     """
     asked, limits = check_request(passes, goals or {}, target, trials)
-    data = [tuple(batch) for batch in calib]
-    judged = data if valid is None else [tuple(batch) for batch in valid]
-    if not data or not judged:
-        raise UsageError(
-            "a search needs calibration data", why="passes calibrate with them, and the loss is measured on them"
-        )
-    for kind, batches in (("calibration", data), ("validation", judged)):
-        for number, batch in enumerate(batches):
-            check_batch(model.signature, batch, where=f"{kind} batch {number}")
+    data, judged = _checked(model, calib, valid)
     watch = Stopwatch(Target.parse(target), threads, backend)
     first = baselines(asked, limits, max(len(asked), trials // 3))
     from graphopt.search.loop import Loop, left_out
@@ -110,6 +102,26 @@ def search(
         found = trials_of(kept)
     result = Result(limits.limits, tuple(found), left_out(found, asked), stopped)
     return _finished(result, limits, judge) if limits.limits else result
+
+
+def _checked(
+    model: Model, calib: Iterable[Sequence[torch.Tensor]], valid: Iterable[Sequence[torch.Tensor]] | None
+) -> tuple[Batches, Batches]:
+    """The batches that passes calibrate with, and those that the loss is measured on.
+
+    Raises:
+        UsageError: there are none, or one does not fit the model.
+    """
+    data = [tuple(batch) for batch in calib]
+    judged = data if valid is None else [tuple(batch) for batch in valid]
+    if not data or not judged:
+        raise UsageError(
+            "a search needs calibration data", why="passes calibrate with them, and the loss is measured on them"
+        )
+    for kind, batches in (("calibration", data), ("validation", judged)):
+        for number, batch in enumerate(batches):
+            check_batch(model.signature, batch, where=f"{kind} batch {number}")
+    return data, judged
 
 
 def check_request(
