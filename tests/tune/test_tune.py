@@ -127,6 +127,17 @@ def test_what_is_slower_in_the_model_is_dropped(tasks: Tasks, monkeypatch: pytes
     assert fake.built == [None, tuned, Tuned({}, {two: Choices(steps=2)})]
 
 
+@pytest.mark.parametrize(("ratio", "kept"), [(0.9899, True), (0.9901, False), (0.9999, False)])
+def test_a_gain_within_the_noise_is_not_taken_and_may_be_looked_for_again(
+    ratio: float, kept: bool, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, *_ = sorted(tasks.calls)
+    tuned = Tuned({}, {one: Choices(steps=1), two: Choices(steps=2)})
+    FakeProfile(monkeypatch, {one}, ratio)
+    expected = ({two: Choices(steps=2)}, ratio) if kept else ({}, 1.0)
+    assert settled(tasks, tuned) == Outcome(tasks.model, {}, expected[0], (one,), expected[1])
+
+
 def test_a_model_that_is_not_faster_keeps_nothing(tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two, *_ = sorted(tasks.calls)
     tuned = Tuned({}, {one: Choices(steps=1), two: Choices(steps=2)})

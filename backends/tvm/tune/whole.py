@@ -1,7 +1,7 @@
 """The last word: a model as a whole, tuned and untuned, in turns.
 
 Choices that were best by themselves are looked at where they are used. Those that take longer there are dropped; if
-what is left does not make the model faster, all are. Either is remembered.
+what is left does not make the model faster, all are. Either is remembered. A gain within the noise is not taken.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ __all__ = ["in_turns", "settled"]
 
 _TOLERANCE = 1e-4
 """How far a tuned model may be from the untuned one, relative to the largest output: algorithms round differently."""
+
+_WORTH = 0.99
+"""What is gained less surely than this is left: two builds of one code differ by more, and later builds may lose it."""
 
 _PROFILES, _ROUNDS = 3, 8
 
@@ -65,6 +68,8 @@ def settled(
     ratio = in_turns(better, plain, tensors)
     if ratio >= 1:
         return Outcome(tasks.model, {}, {}, every, 1.0)
+    if ratio > _WORTH:  # a longer search may find more to go with it: it is not dropped
+        return Outcome(tasks.model, {}, {}, tuple(sorted(slower)), 1.0)
     return Outcome(tasks.model, kept.algorithms, kept.kernels, tuple(sorted(slower)), ratio)
 
 
