@@ -57,7 +57,7 @@ def measure(model: str) -> dict[str, Any]:
         for count in BUSY:
             with busy_processes(count):
                 samples, _ = take_turns(calls, ROUNDS, PAUSE_SECONDS)
-            found[str(count)] = {name: timing(times) for name, times in samples.items()}
+            found[str(count)] = {name: timing(taken.steady) for name, taken in samples.items()}
     return found
 
 

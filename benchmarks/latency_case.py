@@ -3,7 +3,8 @@
     python -m benchmarks.latency_case CASE.json RESULT.json    (`python -m benchmarks.latency` runs this)
 
 Every engine makes the model ready once and is checked against eager PyTorch. Then all take turns, round by round in an
-order drawn anew: a pause, in which threads of the engine before stop to spin; a call that is not timed; timed ones.
+order drawn anew: a pause, in which threads of the engine before stop to spin; a call that wakes its threads, which is
+kept apart; the calls that count.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def measure(
             else:
                 ready[name] = engine.call
         samples, rounds = take_turns(ready, case.rounds, pause)
-    for name, times in samples.items():
-        found[name] |= timing(times)
+    for name, taken in samples.items():
+        found[name] |= timing(taken.steady) | {"after_pause_ms": round(statistics.median(taken.first) * 1000, 4)}
     facts = {"rounds": rounds, "onnx_export_seconds": round(exported.seconds, 2), "load": _load()}
     return asdict(case) | facts | {"engines": found}
 
@@ -150,9 +151,17 @@ def _text(failure: BaseException) -> str:
     return " ".join(re.sub(r"(?<!\w)(?:/[\w.+@~-]+)+/", "", text).split())[:500]
 
 
-def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, pause: float) -> tuple[dict[str, list[float]], int]:
-    """Seconds of every timed call, and how many rounds there were."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+@dataclass(frozen=True)
+class Samples:
+    """Seconds of the calls of an engine: the first of every turn, after a pause, and those behind it."""
+
+    first: list[float]
+    steady: list[float]
+
+
+def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, pause: float) -> tuple[dict[str, Samples], int]:
+    """The samples of every engine, and how many rounds there were."""
+    samples = {name: Samples([], []) for name in calls}
     order, shuffler, done = list(calls), random.Random(0), 0
     start = time.perf_counter()
     gc.collect()
@@ -162,21 +171,25 @@ def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, pause: float
             shuffler.shuffle(order)
             for name in order:
                 time.sleep(pause)
-                samples[name] += _turn(calls[name])
+                _turn(calls[name], samples[name])
             done += 1
     finally:
         gc.enable()
     return samples, done
 
 
-def _turn(call: Callable[[], Any]) -> list[float]:
-    call()
+def _turn(call: Callable[[], Any], samples: Samples) -> None:
+    samples.first.append(_seconds(call))
     times: list[float] = []
     while len(times) < CALLS and sum(times) < TURN_SECONDS:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times
+        times.append(_seconds(call))
+    samples.steady.extend(times)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def timing(times: Sequence[float]) -> dict[str, Any]:

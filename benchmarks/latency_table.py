@@ -118,6 +118,19 @@ def _milliseconds(name: str, engine: Mapping[str, Any] | None) -> str:
     return text if _competes(engine) or name == "openvino-default" else f"({text})"
 
 
+def _after_pause(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Header and body of the table of first calls; none of results that did not keep them."""
+    names = [name for name in ENGINES if any("after_pause_ms" in row.engines.get(name, {}) for row in summary.rows)]
+    body = []
+    for row in summary.rows:
+        firsts = {name: row.engines[name].get("after_pause_ms") for name in names if name in row.engines}
+        if "ours" in names and firsts.get("ours"):
+            others = [firsts[name] for name in RIVALS if firsts.get(name) and _competes(row.engines[name])]
+            ratio = f"{min(others) / firsts['ours']:.2f}" if others else ""
+            body.append([row.model, *(f"{firsts[n]:.3g}" if firsts.get(n) else "" for n in names), ratio])
+    return ["model", *names, "best other / ours"], body
+
+
 def _building(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and body of the table on what it takes until the first output is there, from the smallest cases."""
     first = next(summaries(results))
@@ -164,6 +177,9 @@ def _section(results: Mapping[str, Any]) -> str:
     parts.append("Median milliseconds of a call; in brackets those of an engine whose outputs are off.")
     for summary in summaries(results):
         parts += [f"#### {_title(summary)}", _markdown(*_latencies(summary)), summary.verdict]
+        header, body = _after_pause(summary)
+        if body:
+            parts += ["The first call after a pause of 0.1 s, which wakes the threads:", _markdown(header, body)]
     parts += _rooflines(results)
     first = next(summaries(results))
     parts.append(f"#### Until the first output: {_title(first).lower()}")

@@ -8,7 +8,7 @@
 ; $chunks   tasks per thread
 ; $spinning nanoseconds that a thread without work waits before it sleeps
 ; $patience nanoseconds that the launching thread waits for others before it sleeps
-; $futex    number of the system call
+; $futex, $affinity_of, $set_affinity, $thread_id   numbers of system calls
 ; $word     an integer as wide as an address: C's long, and the parts of a time
 ; $pause    the processor's hint that a thread waits
 
@@ -16,13 +16,11 @@
 @__TVMBackendParallelLaunch = weak global ptr null
 @before = internal global ptr null
 
-; The tasks that were taken of each thread's: one cache line each. A launch sets them to 0; at $chunks all are taken.
+; One cache line for each thread: the tasks that were taken of its own (a launch sets them to 0; at $chunks all are
+; taken), then, in 32 bits each, whether it sleeps and the system's number of it.
 @counters = internal global [1024 x [8 x i64]] zeroinitializer, align 64
 ; Tasks of the launch that are not finished.
 @left = internal global i32 0, align 64
-; Launches so far; threads sleep on it.
-@launches = internal global i32 0, align 64
-@sleepers = internal global i32 0, align 64
 ; Whether the launching thread sleeps until none is left.
 @waiting = internal global i32 0, align 4
 @busy = internal global i32 0, align 64
@@ -39,6 +37,7 @@
 
 declare $word @syscall($word, ...)
 declare i32 @clock_gettime(i32, ptr)
+declare i32 @sched_getcpu()
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
 declare i32 @pthread_join($word, ptr)
 declare void @llvm.trap()
@@ -52,6 +51,56 @@ define void @graphopt_sleep_on(ptr %word, i32 %value) alwaysinline {
 
 define void @graphopt_wake(ptr %word) alwaysinline {
   %r = call $word ($word, ...) @syscall($word $futex, ptr %word, i32 129, i32 2147483647)
+  ret void
+}
+
+define ptr @graphopt_sleeps(i32 %who) alwaysinline {
+  %sleeps = getelementptr [8 x i64], ptr @counters, i32 %who, i32 1
+  ret ptr %sleeps
+}
+
+; Wake a thread if it sleeps, on another processor than this one. Linux puts a thread that it wakes beside the one that
+; woke it when it takes the other processors to be busy, as it does in a virtual machine whose idle processors the host
+; has taken away; there the two get in each other's way for milliseconds. So this processor is forbidden to the sleeper
+; while it is woken, and allowed again at once. Where it is the only one allowed the system refuses, and nothing changes.
+define internal void @graphopt_rouse(i32 %who) noinline {
+entry:
+  %mask = alloca [128 x i8], align 8
+  %sleeps = call ptr @graphopt_sleeps(i32 %who)
+  %slept = atomicrmw xchg ptr %sleeps, i32 0 seq_cst
+  %awake = icmp eq i32 %slept, 0
+  br i1 %awake, label %end, label %ask
+ask:
+  %id_at = getelementptr i32, ptr %sleeps, i32 1
+  %id = load i32, ptr %id_at
+  %here = call i32 @sched_getcpu()
+  %bytes = call $word ($word, ...) @syscall($word $affinity_of, i32 %id, $word 128, ptr %mask)
+  %bytes_at = inttoptr $word %bytes to ptr
+  %size = ptrtoint ptr %bytes_at to i32
+  %at = lshr i32 %here, 3
+  %known = icmp slt i32 %at, %size
+  br i1 %known, label %forbid, label %wake
+forbid:
+  %byte_at = getelementptr i8, ptr %mask, i32 %at
+  %byte = load i8, ptr %byte_at
+  %low = trunc i32 %here to i8
+  %place = and i8 %low, 7
+  %bit = shl i8 1, %place
+  %others = xor i8 %bit, -1
+  %rest = and i8 %byte, %others
+  store i8 %rest, ptr %byte_at
+  %refused = call $word ($word, ...) @syscall($word $set_affinity, i32 %id, $word %bytes, ptr %mask)
+  store i8 %byte, ptr %byte_at
+  br label %wake
+wake:
+  %changed = phi $word [ -1, %ask ], [ %refused, %forbid ]
+  call void @graphopt_wake(ptr %sleeps)
+  %as_before = icmp ne $word %changed, 0
+  br i1 %as_before, label %end, label %allow
+allow:
+  %r = call $word ($word, ...) @syscall($word $set_affinity, i32 %id, $word %bytes, ptr %mask)
+  br label %end
+end:
   ret void
 }
 
@@ -151,6 +200,12 @@ entry:
   %argument_at = inttoptr $word %argument to ptr
   %me = ptrtoint ptr %argument_at to i32
   %counter = getelementptr [8 x i64], ptr @counters, i32 %me
+  %sleeps = call ptr @graphopt_sleeps(i32 %me)
+  %id_at = getelementptr i32, ptr %sleeps, i32 1
+  %id_word = call $word ($word, ...) @syscall($word $thread_id)
+  %id_pointer = inttoptr $word %id_word to ptr
+  %id = ptrtoint ptr %id_pointer to i32
+  store i32 %id, ptr %id_at
   br label %begin
 begin:
   %since = call i64 @graphopt_now()
@@ -166,9 +221,8 @@ idle:
   %tired = call i1 @graphopt_waited(i64 %since, i64 $spinning)
   br i1 %tired, label %sleep, label %look
 sleep:
-  ; Either the launch sees a sleeper, or the sleeper sees the launch: in its counter, or in the number of launches.
-  %launches = load atomic i32, ptr @launches seq_cst, align 4
-  %s1 = atomicrmw add ptr @sleepers, i32 1 seq_cst
+  ; Either the launch sees that this thread sleeps, or this thread sees the launch in its counter.
+  store atomic i32 1, ptr %sleeps seq_cst, align 4
   %stop = load atomic i32, ptr @stop seq_cst, align 4
   %stopped = icmp ne i32 %stop, 0
   br i1 %stopped, label %end, label %again
@@ -177,13 +231,13 @@ again:
   %come = icmp ult i64 %now, $chunks
   br i1 %come, label %awake, label %lie
 lie:
-  call void @graphopt_sleep_on(ptr @launches, i32 %launches)
+  call void @graphopt_sleep_on(ptr %sleeps, i32 1)
   br label %awake
 awake:
-  %s2 = atomicrmw sub ptr @sleepers, i32 1 seq_cst
+  store atomic i32 0, ptr %sleeps seq_cst, align 4
   br label %begin
 end:
-  %s3 = atomicrmw sub ptr @sleepers, i32 1 seq_cst
+  store atomic i32 0, ptr %sleeps seq_cst, align 4
   ret i32 0
 }
 
@@ -220,13 +274,18 @@ open:
   %more = icmp ult i32 %next, %count
   br i1 %more, label %open, label %call
 call:
-  %l = atomicrmw add ptr @launches, i32 1 seq_cst
-  %sleepers = load atomic i32, ptr @sleepers seq_cst, align 4
-  %any = icmp ne i32 %sleepers, 0
-  br i1 %any, label %rouse, label %help
+  %sleeper = phi i32 [ 0, %open ], [ %other, %called ]
+  %sleeps = call ptr @graphopt_sleeps(i32 %sleeper)
+  %slept = load atomic i32, ptr %sleeps seq_cst, align 4
+  %asleep = icmp ne i32 %slept, 0
+  br i1 %asleep, label %rouse, label %called
 rouse:
-  call void @graphopt_wake(ptr @launches)
-  br label %help
+  call void @graphopt_rouse(i32 %sleeper)
+  br label %called
+called:
+  %other = add i32 %sleeper, 1
+  %last = icmp ult i32 %other, %count
+  br i1 %last, label %call, label %help
 help:
   call void @graphopt_work(i32 0)
   %since = call i64 @graphopt_now()
@@ -315,8 +374,6 @@ needed:
   ret i32 0
 begin:
   store atomic i32 1, ptr @stop seq_cst, align 4
-  %l = atomicrmw add ptr @launches, i32 1 seq_cst
-  call void @graphopt_wake(ptr @launches)
   %count = load i32, ptr @count
   %any = icmp ugt i32 %count, 1
   br i1 %any, label %join, label %end
@@ -327,6 +384,7 @@ join:
   %none = icmp eq $word %handle, 0
   br i1 %none, label %joined, label %wait
 wait:
+  call void @graphopt_rouse(i32 %n)
   %code = call i32 @pthread_join($word %handle, ptr null)
   br label %joined
 joined:

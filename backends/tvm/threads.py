@@ -27,11 +27,16 @@ _SPINNING, _PATIENCE = 500_000, 500_000
 """Nanoseconds: how long a thread waits for work before it sleeps, and how long the caller for the others. Who sleeps is
 woken late: with a fifth of this patience, one sleep led to the next, and a small model took half as long again."""
 
+
+def _calls(**numbers: int) -> dict[str, str]:
+    return {name: str(number) for name, number in numbers.items()}
+
+
 _MACHINES: dict[str, dict[str, str]] = {
-    "x86_64": {"futex": "202", "pause": "pause", "word": "i64"},
-    "aarch64": {"futex": "98", "pause": "yield", "word": "i64"},
-    "armv7": {"futex": "240", "pause": "yield", "word": "i32"},
-    "riscv64": {"futex": "98", "pause": "nop", "word": "i64"},
+    "x86_64": {"pause": "pause", "word": "i64"} | _calls(futex=202, set_affinity=203, affinity_of=204, thread_id=186),
+    "aarch64": {"pause": "yield", "word": "i64"} | _calls(futex=98, set_affinity=122, affinity_of=123, thread_id=178),
+    "armv7": {"pause": "yield", "word": "i32"} | _calls(futex=240, set_affinity=241, affinity_of=242, thread_id=224),
+    "riscv64": {"pause": "nop", "word": "i64"} | _calls(futex=98, set_affinity=122, affinity_of=123, thread_id=178),
 }
 
 _C_CALL = 3

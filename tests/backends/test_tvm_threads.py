@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
 import subprocess
 import sys
 import threading
@@ -74,6 +76,63 @@ def test_threads_that_went_to_sleep_wake_up() -> None:
     for _ in range(20):
         threading.Event().wait(0.003)  # longer than they spin
         assert relative_error(artifact(x), expected) < LIMIT
+
+
+_PLACES = """
+import ctypes, json, os, sys, time, torch
+from graphopt.backend import load_artifact
+torch.set_num_threads(1)
+before = set(os.listdir("/proc/self/task"))
+artifact, x = load_artifact(sys.argv[1]), torch.linspace(-1, 1, 2 * 3 * 33 * 35).view(2, 3, 33, 35)
+expected = artifact(x)
+workers = [int(name) for name in set(os.listdir("/proc/self/task")) - before]
+allowed = set(json.loads(sys.argv[2]) or os.sched_getaffinity(0))
+for worker in workers:
+    os.sched_setaffinity(worker, allowed)
+
+def processor(worker):
+    with open(f"/proc/self/task/{worker}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[36])
+
+apart, equal = 0, True
+for _ in range(40):
+    time.sleep(0.01)  # longer than they spin
+    equal &= torch.equal(artifact(x), expected)
+    here = ctypes.CDLL(None).sched_getcpu()
+    apart += all(processor(worker) != here for worker in workers)
+kept = all(os.sched_getaffinity(worker) == allowed for worker in workers)
+print(json.dumps({"workers": len(workers), "apart": apart, "equal": equal, "kept": kept}))
+"""
+
+
+def _places(folder: Path, allowed: list[int], starter: tuple[str, ...] = ()) -> dict[str, object]:
+    """Where the thread beside the caller's ran; it may use the given processors (none given: all of its process)."""
+    command = [*starter, sys.executable, "-c", _PLACES, str(folder), json.dumps(allowed)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor")
+def test_threads_are_woken_on_another_processor_than_the_callers(tmp_path: Path) -> None:
+    """Linux put them on the caller's in 37 of 40 calls after a pause, in a virtual machine with idle processors."""
+    net, x, _ = _net()
+    go.build(go.capture(net, (x,)), threads=2).save(tmp_path / "bundle")
+    found = _places(tmp_path / "bundle", [])
+    assert found["workers"] == 1 and found["equal"] and found["kept"]
+    assert isinstance(found["apart"], int) and found["apart"] >= 30  # the system may move them once they run
+
+
+def test_processors_that_a_thread_may_use_stay_as_they_were_set(tmp_path: Path) -> None:
+    """Pinned by the user, and in a process that has one processor only."""
+    net, x, _ = _net()
+    go.build(go.capture(net, (x,)), threads=2).save(tmp_path / "bundle")
+    for processor in sorted(os.sched_getaffinity(0))[:2]:
+        found = _places(tmp_path / "bundle", [processor])
+        assert found["workers"] == 1 and found["equal"] and found["kept"]
+        found = _places(tmp_path / "bundle", [], ("taskset", "-c", str(processor)))
+        assert found["workers"] == 1 and found["equal"] and found["kept"] and found["apart"] == 0
 
 
 def test_a_folder_that_is_loaded_twice_is_one_library(tmp_path: Path) -> None:
