@@ -51,11 +51,7 @@ class TvmArtifact(Artifact):
         if self._machine is None:
             raise self._foreign()
         results = self._machine.run(tensors)
-        if any(is_torch(tensor) for tensor in tensors):
-            from torch.utils.dlpack import from_dlpack
-
-            return [from_dlpack(result) for result in results]
-        return [to_numpy(result) for result in results]
+        return results if any(map(is_torch, tensors)) else [to_numpy(result) for result in results]
 
     @contextmanager
     def watched(self, watch: Callable[..., int]) -> Iterator[None]:

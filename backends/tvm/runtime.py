@@ -41,6 +41,7 @@ START_THREADS, STOP_THREADS = "graphopt_start_threads", "graphopt_stop_threads"
 """Functions of every compiled library, for the threads that run its loops."""
 
 _ALIGNMENT = 64
+_BOUND = "main_with_weights"
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
 _CPU, _POOLED = 1, 2
 
@@ -94,7 +95,8 @@ def _library(module: str, name: str, package: str) -> Path:
 
 
 class Machine:
-    """The virtual machine of one loaded module, and its threads; `main` takes the inputs and then the weights."""
+    """The virtual machine of one loaded module, and its threads; `main` takes the inputs and then the weights, which
+    are bound to it once: a hundred arguments for each call would be a tenth of a millisecond."""
 
     def __init__(self, module: Any, weights: list[Any], threads: int) -> None:
         self._ffi = ffi()
@@ -104,32 +106,42 @@ class Machine:
         weakref.finalize(self, _stop_threads, stop, os.getpid())
         self._machine = module["vm_load_executable"]()
         self._machine["vm_initialization"](_CPU, 0, _POOLED)
-        self._main = self._machine["main"]
-        self._weights = weights
+        self._machine["save_function"]("main", _BOUND, True, *weights)
+        self._main = self._machine[_BOUND]
         self._one_at_a_time = threading.Lock()
 
     def run(self, tensors: list[Any]) -> list[Any]:
-        """Run on numpy arrays or torch tensors; returns TVM tensors. Calls of several threads wait for one another."""
-        inputs = [self._input(tensor) for tensor in tensors]
+        """Run on numpy arrays or torch tensors; returns torch's tensors for these, and TVM's for arrays. Calls of
+        several threads wait for one another."""
+        inputs = [tensor if _fits(tensor) else self._input(tensor) for tensor in tensors]
         with self._one_at_a_time:  # the virtual machine keeps the state of its call
-            return list(self._main(*inputs, *self._weights))
+            results = self._main(*inputs)
+        return [results[i] for i in range(len(results))]
 
     def watch(self, watch: Callable[..., int] | None) -> None:
         """Call a function before and after every function of the module, or no more."""
         self._machine["set_instrument"](watch)
 
     def _input(self, tensor: Any) -> Any:
-        """The same memory where it is dense and aligned as the compiled code expects; else a copy of it."""
+        """What compiled code takes of a tensor that is not as it expects: the same memory, or a copy of it."""
         if isinstance(tensor, np.ndarray):
             return self._ffi.from_dlpack(aligned(tensor))
         if tensor.device.type != "cpu":
             raise InputError(f"an input is on {tensor.device}, the artifact runs on the CPU", todo="pass tensor.cpu()")
         tensor = tensor.detach()
-        return self._ffi.from_dlpack(tensor if _fits(tensor) else _copied(tensor))
+        return tensor if _fits(tensor) else _copied(tensor)
 
 
-def _fits(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0 and not tensor.is_neg()
+def _fits(tensor: Any) -> bool:
+    """Whether it is a torch tensor whose memory is here, dense and aligned: `tvm_ffi` takes it, and gives such back."""
+    return (
+        not isinstance(tensor, np.ndarray)
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and tensor.data_ptr() % _ALIGNMENT == 0
+        and not tensor.is_neg()
+        and not tensor.requires_grad
+    )
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:

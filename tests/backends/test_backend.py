@@ -79,6 +79,30 @@ def test_wrong_inputs_are_refused_before_anything_runs(nested: Artifact) -> None
         nested("x", more)
 
 
+def test_inputs_like_earlier_ones_are_not_looked_at_again(nested: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all others are: what was accepted once says nothing about another dtype, shape, order or kind."""
+    net, (x, more) = _nested()
+    flat, expected = (x, more["bias"], more["gain"]), net(x, more)
+    nested(*flat)
+    asked: list[object] = []
+    check = type(nested.signature).check
+    monkeypatch.setattr(type(nested.signature), "check", lambda self, given: asked.append(given) or check(self, given))
+    assert all(relative_error(nested(*flat), expected) < 1e-6 for _ in range(3))
+    assert not asked
+    wrong = [
+        (x.double(), *flat[1:]),
+        (x[:1], *flat[1:]),
+        (flat[1], x, flat[2]),
+        (x.numpy(), *flat[1:]),
+        flat[:2],
+        (1, 2, 3),
+    ]
+    for inputs in wrong:
+        with pytest.raises(InputError):
+            nested(*inputs)
+    assert isinstance(nested(*(tensor.numpy() for tensor in flat))["y"], np.ndarray) and asked
+
+
 def test_results_do_not_change_when_it_runs_again(nested: Artifact) -> None:
     _, (x, more) = _nested()
     first = nested(x, more)

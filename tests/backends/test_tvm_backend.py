@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 import graphopt as go
 from graphopt.backend import Unsupported, get_backend
 from graphopt.backends.tvm.backend import tvm_target
-from graphopt.errors import UnsupportedError, UsageError
+from graphopt.errors import InputError, UnsupportedError, UsageError
 from graphopt.target import Target
 from tests.compare import relative_error
 
@@ -133,6 +135,22 @@ def test_inputs_that_are_views_unaligned_or_read_only() -> None:
     assert relative_error(artifact(view), net(view)) < 1e-6
     assert relative_error(artifact(transposed), net(transposed)) < 1e-6
     assert relative_error(torch.from_numpy(artifact(read_only)), net(torch.from_numpy(read_only.copy()))) < 1e-6
+    x = torch.randn(4, 5)
+    for special in (x.clone().requires_grad_(), nn.Parameter(x), torch._neg_view(-x)):
+        result = artifact(special)
+        assert relative_error(result, net(x)) < 1e-6 and not result.requires_grad
+    with pytest.raises(InputError, match="is on meta, the artifact runs on the CPU"):
+        artifact(x.to("meta"))
+
+
+def test_results_outlive_the_artifact_and_the_next_call() -> None:
+    net, inputs = nn.Linear(5, 3).eval(), torch.randn(3, 4, 5)
+    artifact = go.build(go.capture(net, (inputs[0],)), threads=1)
+    results = [artifact(x.clone()) for x in inputs]
+    del artifact
+    gc.collect()
+    for x, result in zip(inputs, results, strict=True):
+        assert relative_error(result, net(x)) < 1e-6
 
 
 def test_an_output_that_is_an_input_or_a_weight() -> None:

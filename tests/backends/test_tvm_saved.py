@@ -151,6 +151,30 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+def test_torch_may_come_later(saved: Path, net: Net, tmp_path: Path) -> None:
+    """A process that loaded the artifact without torch and imports it then gets torch's tensors for torch's."""
+    image = torch.randn(3, 3, 8, 8)
+    np.save(tmp_path / "image.npy", image.numpy())
+    np.save(tmp_path / "logits.npy", net(image)["logits"].detach().numpy())
+    script = (
+        "import sys, numpy as np\n"
+        "from graphopt.backend import load_artifact\n"
+        "artifact, image = load_artifact(sys.argv[1]), np.load(sys.argv[2] + '/image.npy')\n"
+        "first = artifact(image)['logits']\n"
+        "assert type(first) is np.ndarray and 'torch' not in sys.modules\n"
+        "import torch\n"
+        "second = artifact(torch.from_numpy(image).clone())['logits']\n"
+        "assert type(second) is torch.Tensor\n"
+        "wanted = np.load(sys.argv[2] + '/logits.npy')\n"
+        "print(abs(first - wanted).max() / abs(wanted).max(), abs(second.numpy() - first).max())\n"
+    )
+    command = [sys.executable, "-c", script, str(saved), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    error, difference = map(float, done.stdout.split())
+    assert error < 1e-6 and difference == 0
+
+
 def test_weights_beside_the_code_are_checked_too(beside: Path) -> None:
     load(beside)
     _flip_a_byte(beside / "weights.bin")
