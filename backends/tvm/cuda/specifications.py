@@ -8,10 +8,10 @@ from typing import Any
 
 from tvm import te, tirx
 
-from graphopt.backends.tvm.cuda.strided import Strided
 from graphopt.backends.tvm.kernels.fused import ANCHOR
 from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.matmul import leading
+from graphopt.backends.tvm.strided import Strided
 
 __all__ = ["attention", "convolution", "depthwise", "matmul"]
 
@@ -110,7 +110,7 @@ def attention(
     e, s = te.reduce_axis((0, width), "e"), te.reduce_axis((0, keys), "s")
 
     def read(number: int, at: Sequence[Any]) -> Any:
-        return tirx.Cast("float32", _element(tensors[number], places[number], at))
+        return tirx.Cast("float32", places[number].element(tensors[number], at))
 
     def product(*at: Any) -> Any:
         *heads, place, j = at
@@ -148,7 +148,7 @@ def _scores(
         if causal:
             score = tirx.Select(at[-1] <= at[-2], score, none)
         for mask, place in zip(masks, places, strict=True):
-            entry = _element(mask, place, at[len(at) - len(place.sizes) :])
+            entry = place.element(mask, at[len(at) - len(place.sizes) :])
             boolean = str(mask.dtype) == "bool"
             score = tirx.Select(entry, score, none) if boolean else score + tirx.Cast("float32", entry)
         return score
@@ -169,13 +169,3 @@ def _weights(scores: te.Tensor) -> te.Tensor:
         return tirx.Select(peak(*at[:-1]) == none, zero, share)
 
     return te.compute(scores.shape, weight, name="weights")
-
-
-def _element(tensor: te.Tensor, place: Strided, at: Sequence[Any]) -> Any:
-    """The element of a strided tensor, in the tensor whose memory it is in."""
-    number = tirx.const(place.offset, "int64") + sum(i * stride for i, stride in zip(at, place.strides, strict=True))
-    indices = []
-    for size in reversed(tensor.shape[1:]):
-        indices.append(tirx.floormod(number, size))
-        number = tirx.floordiv(number, size)
-    return tensor(number, *reversed(indices))

@@ -11,20 +11,47 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import te, tirx
 
-from graphopt.backends.tvm.kernels.emit import Code, index, lanes_of, unravelled, vector
+from graphopt.backends.tvm.kernels.emit import Code, flat, index, lanes_of, unravelled, vector
 from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused, substituted
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import column_of
 from graphopt.backends.tvm.kernels.tile import Parts, accumulate, best_tile, each_part, finish
+from graphopt.backends.tvm.strided import Strided
 
-__all__ = ["attention", "attention_kernel"]
+__all__ = ["Operand", "attention", "attention_kernel"]
 
-Operand = tuple[te.Tensor, Sequence[int]]
-"""A tensor and the order in which its axes lie."""
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor: the order in which its axes lie in `tensor`, or where in it they lie if it is only a part of that."""
+
+    tensor: te.Tensor
+    order: tuple[int, ...]
+    place: Strided | None = None
+
+    @property
+    def sizes(self) -> list[Any]:
+        if self.place is not None:
+            return list(self.place.sizes)
+        return [self.tensor.shape[self.order.index(axis)] for axis in range(len(self.order))]
+
+    def read(self, at: Sequence[Any]) -> Any:
+        if self.place is not None:
+            return self.place.element(self.tensor, at)
+        return self.tensor(*(at[axis] for axis in self.order))
+
+    @property
+    def note(self) -> str:
+        """What the kernel has to know of it."""
+        if self.place is None:
+            return "".join(map(str, self.order))
+        rows = (self.place.offset,), self.place.strides, self.place.sizes
+        return ";".join(",".join(map(str, row)) for row in rows)
 
 
 def attention(
@@ -35,8 +62,8 @@ def attention(
     Keys and values may have fewer heads (the axis before the last two); each serves as many consecutive heads of the
     query. A mask of booleans tells which scores count, one of numbers is added. Where none counts the result is zero.
     """
-    (*lead, length, width), (*_, keys, depth) = _sizes(query), _sizes(value)
-    times = _times(query, key)
+    (*lead, length, width), (*_, keys, depth) = query.sizes, value.sizes
+    times = _times(query.sizes, key.sizes)
 
     def shared(at: Sequence[Any]) -> list[Any]:
         return [*at[:-1], tirx.floordiv(at[-1], times)] if times > 1 else list(at)
@@ -46,7 +73,7 @@ def attention(
 
     def product(*at: Any) -> Any:
         *heads, place, j = at
-        return te.sum(_read(query, [*heads, place, e]) * factor * _read(key, [*shared(heads), j, e]), axis=[e])
+        return te.sum(query.read([*heads, place, e]) * factor * key.read([*shared(heads), j, e]), axis=[e])
 
     scores = te.compute((*lead, length, keys), product, name="scores")
     if mask is not None or causal:
@@ -68,28 +95,25 @@ def attention(
 
     def element(*stored: Any) -> Any:
         *heads, place, v = (stored[axes.index(axis)] for axis in range(len(axes)))
-        return te.sum(weights(*heads, place, s) * _read(value, [*shared(heads), s, v]), axis=[s])
+        return te.sum(weights(*heads, place, s) * value.read([*shared(heads), s, v]), axis=[s])
 
-    orders = ",".join("".join(map(str, o)) for _, o in (query, key, value))
-    notes = {ANCHOR: "attention", "graphopt.orders": f"{orders},{order}", "graphopt.scale": str(scale)}
+    operands = "/".join(operand.note for operand in (query, key, value))
+    notes = {
+        ANCHOR: "attention",
+        "graphopt.operands": operands,
+        "graphopt.order": order,
+        "graphopt.scale": str(scale),
+    }
     return te.compute([shape[axis] for axis in axes], element, name="attention", attrs=notes)
 
 
-def _sizes(operand: Operand) -> list[Any]:
-    tensor, order = operand
-    return [tensor.shape[list(order).index(axis)] for axis in range(len(order))]
-
-
-def _read(operand: Operand, at: Sequence[Any]) -> Any:
-    tensor, order = operand
-    return tensor(*(at[axis] for axis in order))
-
-
-def _times(query: Operand, key: Operand) -> int:
-    if len(query[1]) < 3:
+def _times(query: Sequence[Any], key: Sequence[Any]) -> int:
+    """How many heads of the query each of the key serves."""
+    if len(query) < 3:
         return 1
-    heads, fewer = _sizes(query)[-3], _sizes(key)[-3]
-    return int(heads) // int(fewer) if isinstance(heads, tirx.IntImm) and isinstance(fewer, tirx.IntImm) else 1
+    heads, fewer = query[-3], key[-3]
+    known = all(isinstance(size, int | tirx.IntImm) for size in (heads, fewer))
+    return int(heads) // int(fewer) if known else 1
 
 
 def _masked(score: Any, at: Sequence[Any], mask: Operand | None, causal: bool) -> Any:
@@ -98,9 +122,9 @@ def _masked(score: Any, at: Sequence[Any], mask: Operand | None, causal: bool) -
         score = tirx.Select(at[-1] <= at[-2], score, none)
     if mask is None:
         return score
-    sizes = _sizes(mask)
+    sizes = mask.sizes
     places = [index(0) if _is_one(n) else i for n, i in zip(sizes, at[len(at) - len(sizes) :], strict=True)]
-    entry = _read(mask, places)
+    entry = mask.read(places)
     return tirx.Select(entry, score, none) if str(entry.ty.dtype) == "bool" else score + entry
 
 
@@ -116,7 +140,7 @@ def attention_kernel(fused: Fused, machine: Machine) -> Any | None:
     kernel = _Attention(code, fused, machine)
     if not all(isinstance(size, tirx.IntImm) for size in (kernel.width, kernel.depth)):
         return None
-    if int(kernel.depth) < machine.lanes or kernel.value.axes[-1] != len(kernel.value.axes) - 1:
+    if int(kernel.depth) < machine.lanes or not kernel.value.in_rows:
         return None
     kernel.emit()
     return fused.rewritten(code.done())
@@ -124,17 +148,31 @@ def attention_kernel(fused: Fused, machine: Machine) -> Any | None:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A buffer and the order of its axes."""
+    """A buffer; the sizes of the tensor in it, and how its axes lie: in an order, or from an offset in strides."""
 
     buffer: Any
+    sizes: list[Any]
     axes: tuple[int, ...]
+    strides: tuple[int, ...] = ()
+    offset: int = 0
+
+    @classmethod
+    def of(cls, code: Code, buffer: Any, note: str) -> _Stored:
+        if ";" not in note:
+            axes = tuple(map(int, note))
+            return cls(buffer, [buffer.shape[axes.index(axis)] for axis in range(len(axes))], axes)
+        (offset,), strides, sizes = (tuple(map(int, row.split(","))) for row in note.split(";"))
+        return cls(flat(code, buffer), [index(size) for size in sizes], (), strides, offset)
 
     @property
-    def sizes(self) -> list[Any]:
-        return [self.buffer.shape[self.axes.index(axis)] for axis in range(len(self.axes))]
+    def in_rows(self) -> bool:
+        """Whether neighbours along the last axis are neighbours in memory."""
+        return self.strides[-1] == 1 if self.strides else self.axes[-1] == len(self.axes) - 1
 
     def read(self, at: Sequence[Any]) -> Any:
-        return self.buffer[tuple(at[axis] for axis in self.axes)]
+        if not self.strides:
+            return self.buffer[tuple(at[axis] for axis in self.axes)]
+        return self.buffer[index(self.offset) + sum(i * step for i, step in zip(at, self.strides, strict=True))]
 
 
 _VECTORS = 2
@@ -148,17 +186,18 @@ class _Attention:
     machine: Machine
 
     def __post_init__(self) -> None:
-        orders = [tuple(int(axis) for axis in order) for order in str(self.fused.notes["orders"]).split(",")]
+        notes = str(self.fused.notes["operands"]).split("/")
+        self.order = tuple(map(int, str(self.fused.notes["order"])))
         before = {block.name_hint: block for block in self.fused.before}
-        read = before["scores"].reads
-        self.query, self.key = (_Stored(r.source, o) for r, o in zip(read, orders, strict=False))
+        read = [region.source for region in before["scores"].reads]  # one, where query and key lie in one tensor
         weights = self.fused.before[-1].writes[0].source
         (value,) = (r.source for r in self.fused.anchor.reads if not r.source.same_as(weights))
-        self.value, self.order = _Stored(value, orders[2]), orders[3]
+        buffers = (read[0], read[-1], value)
+        self.query, self.key, self.value = map(partial(_Stored.of, self.code), buffers, notes)
         self.scores, self.masked = before["scores"].writes[0].source, before.get("masked")
         *self.lead, self.length, self.width = self.query.sizes
         *_, self.keys, self.depth = self.value.sizes
-        self.times = _times((self.query.buffer, self.query.axes), (self.key.buffer, self.key.axes))
+        self.times = _times(self.query.sizes, self.key.sizes)
         self.lanes = self.machine.lanes
         self.most = int(self.length) if isinstance(self.length, tirx.IntImm) else 0
         (vectors,) = self.machine.choices.division or (_VECTORS,)

@@ -10,11 +10,13 @@ import torch
 import tvm_ffi
 from tvm import relax, te, tirx
 
+from graphopt.backends.tvm.kernels.attention import Operand
 from graphopt.backends.tvm.kernels.attention import attention as fused_attention
 from graphopt.backends.tvm.kernels.normalization import softmax as row_softmax
 from graphopt.backends.tvm.layout import Ordered, ordered, plain, settled
 from graphopt.backends.tvm.operators.extreme import largest_over, lowest
 from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_of, normal_axis, shape_of, wide
+from graphopt.backends.tvm.strided import Strided, strided
 
 aten = torch.ops.aten
 op = relax.op
@@ -120,17 +122,31 @@ def _with_kernel(call: Call, query: Any, key: Any, value: Any, mask: Any, scale:
     known = [ordered(x) for x in (query, key, value)]
     if known[2].order[-1] != rank - 1:
         known[2] = ordered(plain(call, value))
+    places = [_part(call, x) for x in known]
     if mask is not None:
         known.append(ordered(mask))
+        places.append(None)
+
+    values = [x.value if place is None else place.value for x, place in zip(known, places, strict=True)]
+    apart = list(dict.fromkeys(values))  # parts of one tensor are read of one
 
     def compute(*tensors: te.Tensor) -> te.Tensor:
-        q, k, v, *masks = ((t, x.order) for t, x in zip(tensors, known, strict=True))
+        given = [tensors[apart.index(value)] for value in values]
+        q, k, v, *masks = (Operand(t, x.order, p) for t, x, p in zip(given, known, places, strict=True))
         return fused_attention(
             q, k, v, masks[0] if masks else None, scale, causal=causal, order="".join(map(str, order))
         )
 
-    values = [x.value for x in known]
-    return settled(Ordered(call.compute(compute, *values, name="attention", anchor=True), order))
+    return settled(Ordered(call.compute(compute, *apart, name="attention", anchor=True), order))
+
+
+def _part(call: Call, tensor: Ordered) -> Strided | None:
+    """Where a tensor lies in another one of which it is a part, row by row; None where it is none."""
+    place = strided(call, tensor)
+    if place is None or place.value.same_as(tensor.value) or dtype_of(place.value) != "float32":
+        return None
+    static = all(isinstance(size, int) for size in place.sizes)
+    return place if static and place.strides[-1] == 1 else None
 
 
 def _in_steps(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from tvm import te, tirx
 
-from graphopt.backends.tvm.kernels.attention import attention, attention_kernel
+from graphopt.backends.tvm.kernels.attention import Operand, attention, attention_kernel
 from graphopt.backends.tvm.kernels.machine import Machine
 from tests.backends.kernels.building import a_machine, apply, bias_residual_relu, examples, operand, size
 from tests.backends.kernels.typed import TypedLibrary, compiled_typed
@@ -75,11 +75,11 @@ class Case:
             order = self.order(name, len(shape))
             sizes = [(free or {}).get(n, n) for n in shape]
             dtype = "bool" if name == "mask" and not self.added else "float32"
-            operands[name] = (operand(*(sizes[axis] for axis in order), dtype=dtype, name=name), order)
+            operands[name] = Operand(operand(*(sizes[axis] for axis in order), dtype=dtype, name=name), order)
         query, key, value = (operands[name] for name in ("query", "key", "value"))
         order = "".join(map(str, self.order("result", len(self.shapes["query"]))))
         result = attention(query, key, value, operands.get("mask"), SCALE, causal=self.causal, order=order)
-        tensors = [tensor for tensor, _ in operands.values()]
+        tensors = [operand.tensor for operand in operands.values()]
         if self.followed:
             bias, residual = operand(result.shape[-1], name="bias"), operand(*result.shape, name="residual")
             tensors, result = [*tensors, bias, residual], bias_residual_relu(result, bias, residual)
@@ -372,8 +372,8 @@ def test_what_is_refused() -> None:
 
 def test_what_follows_may_read_the_result_in_place_only() -> None:
     q, k, v = (operand(2, 8, 8, name=name) for name in "qkv")
-    order = (0, 1, 2)
-    result = attention((q, order), (k, order), (v, order), None, SCALE, causal=False, order="012")
+    query, key, value = (Operand(tensor, (0, 1, 2)) for tensor in (q, k, v))
+    result = attention(query, key, value, None, SCALE, causal=False, order="012")
     for name, (element, taken) in {
         "in place": (lambda b, i, j: result(b, i, j) * 2, True),
         "beside the query": (lambda b, i, j: result(b, i, j) + q(b, i, j), True),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import ir, relax, s_tir, sym, tirx
+from tvm import ir, relax, s_tir, sym, te, tirx
 
 from graphopt.backends.tvm.kernels.fused import substituted
 from graphopt.backends.tvm.layout import Ordered
@@ -36,6 +36,15 @@ class Strided:
         """Whether all but the last axis move by whole chunks, and the last by single elements."""
         whole = all(step % lanes == 0 for step in (self.offset, *self.strides[:-1]))
         return whole and self.strides[-1] == 1
+
+    def element(self, tensor: te.Tensor, at: Sequence[Any]) -> Any:
+        """An element, in the tensor that holds the value."""
+        number = tirx.const(self.offset, "int64") + sum(i * step for i, step in zip(at, self.strides, strict=True))
+        indices = []
+        for size in reversed(tensor.shape[1:]):
+            indices.append(tirx.floormod(number, size))
+            number = tirx.floordiv(number, size)
+        return tensor(number, *reversed(indices))
 
 
 def strided(call: Call, tensor: Ordered) -> Strided | None:
