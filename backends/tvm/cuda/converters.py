@@ -17,6 +17,7 @@ from graphopt.backends.tvm.cuda import specifications
 from graphopt.backends.tvm.cuda.attention import attention_fits
 from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.normalization import standardized
+from graphopt.backends.tvm.kernels.strided import Strided
 from graphopt.backends.tvm.layout import CHANNELS_LAST, Ordered, Padded, arranged, ordered, plain, reshaped, settled
 from graphopt.backends.tvm.operators.attention import attention as any_attention
 from graphopt.backends.tvm.operators.attention import same_size
@@ -26,7 +27,7 @@ from graphopt.backends.tvm.operators.linear import matmul as any_matmul
 from graphopt.backends.tvm.operators.normalize import layer_norm as any_layer_norm
 from graphopt.backends.tvm.operators.transposed import per_axis, with_row
 from graphopt.backends.tvm.registry import CONVERTERS, LAYOUTS, Call, Converter, precomputed, shape_of
-from graphopt.backends.tvm.strided import Strided, strided
+from graphopt.backends.tvm.strided import strided
 
 __all__ = ["GPU_CONVERTERS"]
 

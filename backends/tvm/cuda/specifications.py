@@ -11,7 +11,7 @@ from tvm import te, tirx
 from graphopt.backends.tvm.kernels.fused import ANCHOR
 from graphopt.backends.tvm.kernels.geometry import Window
 from graphopt.backends.tvm.kernels.matmul import leading
-from graphopt.backends.tvm.strided import Strided
+from graphopt.backends.tvm.kernels.strided import Strided
 
 __all__ = ["attention", "convolution", "depthwise", "matmul"]
 

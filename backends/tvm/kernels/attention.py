@@ -20,8 +20,8 @@ from graphopt.backends.tvm.kernels.emit import Code, flat, index, lanes_of, unra
 from graphopt.backends.tvm.kernels.fused import ANCHOR, Fused, substituted
 from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.kernels.product import column_of
+from graphopt.backends.tvm.kernels.strided import Strided
 from graphopt.backends.tvm.kernels.tile import Parts, accumulate, best_tile, each_part, finish
-from graphopt.backends.tvm.strided import Strided
 
 __all__ = ["Operand", "attention", "attention_kernel"]
 

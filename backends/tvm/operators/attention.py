@@ -13,10 +13,11 @@ from tvm import relax, te, tirx
 from graphopt.backends.tvm.kernels.attention import Operand
 from graphopt.backends.tvm.kernels.attention import attention as fused_attention
 from graphopt.backends.tvm.kernels.normalization import softmax as row_softmax
+from graphopt.backends.tvm.kernels.strided import Strided
 from graphopt.backends.tvm.layout import Ordered, ordered, plain, settled
 from graphopt.backends.tvm.operators.extreme import largest_over, lowest
 from graphopt.backends.tvm.registry import Call, Refused, converts, dtype_of, normal_axis, shape_of, wide
-from graphopt.backends.tvm.strided import Strided, strided
+from graphopt.backends.tvm.strided import strided
 
 aten = torch.ops.aten
 op = relax.op
