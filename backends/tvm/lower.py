@@ -16,17 +16,15 @@ from graphopt.backends.tvm.kernels.machine import Machine
 from graphopt.backends.tvm.pipeline import CPU_CODE
 from graphopt.backends.tvm.repeats import keep_repeats_apart
 from graphopt.backends.tvm.threads import with_threads
+from graphopt.backends.tvm.weights import check_apart, take_weights_out
 from graphopt.backends.tvm.work import Work, work_of
 
-__all__ = ["Built", "build", "fused", "take_weights_out"]
-
-_SMALLEST_WEIGHT = 64
-"""Constants of fewer elements stay in the code; the others become arguments, so that they can be mapped from a file."""
+__all__ = ["Built", "build", "fused"]
 
 
 @dataclass
 class Built:
-    """An executable whose function `main` takes the user's inputs and then the weights.
+    """An executable whose function `main` takes the user's inputs and then the weights, and `check_weights` these.
 
     Attributes:
         coverage: which rule wrote each of its functions.
@@ -49,7 +47,8 @@ def build(module: IRModule, target: tvm_target.Target, machine: Machine) -> Buil
         work = {name: work_of(function) for name, function in functions.items()}
         tasks = {name: task_key(function) for name, function in functions.items()}
         module, coverage = scheduled(module, machine)
-        module = with_threads(_sizes_in_order(_TO_MACHINE(module)), machine.arch)
+        module = check_apart(_sizes_in_order(_TO_MACHINE(module)), len(weights))
+        module = with_threads(module, machine.arch)
         executable = relax.build(module, target, relax_pipeline=None, tir_pipeline=CPU_CODE)
     return Built(executable, weights, coverage, work, tasks)
 
@@ -110,33 +109,3 @@ def _sizes_in_order(module: IRModule) -> IRModule:
                 ordered = sorted(stores, key=lambda store: int(store.indices[0]))
                 functions[place] = function.with_body(tirx.SeqStmt(ordered))
     return IRModule(functions, module.attrs)
-
-
-def take_weights_out(module: IRModule) -> tuple[IRModule, list[Any]]:
-    """Turn the large constants of `main` into parameters after its inputs; returns their values in order."""
-    lifter = _ConstantLifter(module)
-    main = lifter.visit_expr(module["main"])
-    lifted = relax.Function([*main.params, *lifter.parameters], main.body, main.ret_ty, main.is_pure, main.attrs)
-    module = IRModule({**module.functions, module.get_global_var("main"): lifted}, module.attrs)
-    return module, [constant.value for constant in lifter.constants]
-
-
-@relax.expr_functor.mutator
-class _ConstantLifter(relax.PyExprMutator):
-    def __init__(self, module: IRModule) -> None:
-        super().__init__(module)
-        self.constants: list[Any] = []
-        self.parameters: list[Any] = []
-
-    def visit_generic_const_(self, constant: Any) -> Any:
-        size = 1
-        for dim in constant.value.shape:
-            size *= dim
-        if size < _SMALLEST_WEIGHT:
-            return constant
-        for known, parameter in zip(self.constants, self.parameters, strict=True):
-            if known.value.same_as(constant.value):
-                return parameter
-        self.constants.append(constant)
-        self.parameters.append(relax.Var(f"weight_{len(self.parameters)}", constant.ty))
-        return self.parameters[-1]

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.errors import GraphoptError, InputError
+from graphopt.errors import GraphoptError, InputError, LoadError
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "CHECK_WEIGHTS",
     "START_THREADS",
     "STOP_THREADS",
     "Machine",
@@ -39,6 +40,9 @@ __all__ = [
 
 START_THREADS, STOP_THREADS = "graphopt_start_threads", "graphopt_stop_threads"
 """Functions of every compiled library, for the threads that run its loops."""
+
+CHECK_WEIGHTS = "check_weights"
+"""A function of every compiled library: it raises where the weights are not those that its code is for."""
 
 _ALIGNMENT = 64
 _BOUND = "main_with_weights"
@@ -106,6 +110,7 @@ class Machine:
         weakref.finalize(self, _stop_threads, stop, os.getpid())
         self._machine = module["vm_load_executable"]()
         self._machine["vm_initialization"](_CPU, 0, _POOLED)
+        _require_fitting(self._machine[CHECK_WEIGHTS], weights)
         self._machine["save_function"]("main", _BOUND, True, *weights)
         self._main = self._machine[_BOUND]
         self._one_at_a_time = threading.Lock()
@@ -130,6 +135,14 @@ class Machine:
             raise InputError(f"an input is on {tensor.device}, the artifact runs on the CPU", todo="pass tensor.cpu()")
         tensor = tensor.detach()
         return tensor if _fits(tensor) else _copied(tensor)
+
+
+def _require_fitting(check: Any, weights: list[Any]) -> None:
+    try:
+        check(*weights)
+    except Exception as error:  # of whatever kind TVM's check makes it
+        why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise LoadError("the weights are not those that the code is for", why=why) from error
 
 
 def _fits(tensor: Any) -> bool:

@@ -36,7 +36,7 @@ from graphopt.target import Target, why_not_here
 
 __all__ = ["SCHEMA", "load", "load_from", "save", "versions", "weight_row", "write_weights"]
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the format; raised whenever an older reader would misread a newer folder."""
 
 _CODE, _WEIGHTS = "model.so", "weights.bin"

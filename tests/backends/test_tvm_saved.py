@@ -123,6 +123,12 @@ def _two_weights_at_one_place(manifest: dict[str, Any]) -> None:
     last["offset"] = first["offset"]
 
 
+def _turned_weight(manifest: dict[str, Any]) -> None:
+    """One that has as many bytes, and an axis in another place."""
+    row = next(row for row in manifest["weights"] if len(set(row["shape"])) > 1)
+    row["shape"] = [*row["shape"][1:], row["shape"][0]] if row["shape"][0] != row["shape"][1] else row["shape"][::-1]
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "is not a saved artifact"),
     "half a manifest": (lambda f: (f / "manifest.json").write_text('{"backend": "tv'), "is not a saved artifact"),
@@ -146,6 +152,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no signature": (lambda f: _edited(f, lambda m: m.pop("signature")), "is damaged"),
     "absurd threads": (lambda f: _edited(f, lambda m: m.update(threads=10**6)), "is damaged"),
     "weights elsewhere": (lambda f: _edited(f, _two_weights_at_one_place), "is damaged"),
+    "weights of other sizes": (lambda f: _edited(f, _turned_weight), "not those that the code is for"),
+    "weights of whole numbers": (
+        lambda f: _edited(f, lambda m: m["weights"][0].update(dtype="int32")),
+        "not those that the code is for",
+    ),
     "weights that are cut": (lambda f: _edited(f, lambda m: m["weights"].pop()), "is damaged"),
     "weights beyond the file": (lambda f: _edited(f, lambda m: m["weights"][-1].update(offset=10**9)), "is too short"),
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from graphopt import cpus
@@ -112,6 +112,8 @@ _JSON = st.recursive(_LEAVES, lambda inner: st.lists(inner) | st.dictionaries(_T
 
 
 @settings(max_examples=100, deadline=None)
+@example(value=5e-324, indent=None, ascii_only=True)
+@example(value=[-1e-310, 1.7976931348623157e308], indent=None, ascii_only=True)
 @given(value=_JSON, indent=st.sampled_from([None, 1]), ascii_only=st.booleans())
 def test_json(value: Any, indent: int | None, ascii_only: bool, probe: Probe) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
@@ -135,6 +137,7 @@ BAD_JSON = (
         "1 2",
         "-",
         "1e",
+        "1e999",
         "nul",
         "\x00",
     ),

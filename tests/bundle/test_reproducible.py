@@ -48,7 +48,7 @@ def test_what_the_manifest_tells(tmp_path: Path) -> None:
     files = digests_of(tmp_path / "bundle")
     assert manifest["sha256"] == {n: d for n, d in files.items() if not n.startswith("manifest.")}
     assert {"model.so", "graphopt_run", "lib/libtvm_ffi.so", "src/graphopt.h", "src/CMakeLists.txt"} <= set(files)
-    assert manifest["schema"] == 3 and manifest["threads"] == 2
+    assert manifest["schema"] == 4 and manifest["threads"] == 2
     assert manifest["history"] == list(model.history) != []
     assert set(manifest["versions"]) == {"graphopt", "apache-tvm", "apache-tvm-ffi"}
     assert json.loads((tmp_path / "bundle" / "manifest.json").read_text()) == manifest

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import graphopt as go
 from graphopt.backend import load_artifact
 from graphopt.errors import LoadError
-from graphopt.manifest import read_manifest
+from graphopt.manifest import read_manifest, write_manifest
 from graphopt.target import Target
 from tests.bundle.cross import error_of, outputs_of, run_program, words_for
 from tests.compare import relative_error
@@ -90,6 +90,31 @@ def test_processors_that_are_too_old_are_refused(tmp_path: Path) -> None:
     go.build(model, "cortex-a53", threads=1).save(tmp_path / "old")
     assert run_program(old, tmp_path / "old").returncode == 0
     assert run_program(words_for("neoverse-n1", "-cpu", "neoverse-n1"), tmp_path / "new").returncode == 0
+
+
+@pytest.mark.parametrize("change", ["dtype", "shape", "count"])
+def test_weights_of_another_code_are_refused_before_anything_runs(change: str, tmp_path: Path) -> None:
+    """By a manifest that was sealed again; the file of weights is as long as it says."""
+    model, _ = net_and_input()
+    go.build(model, "cpu", threads=1).save(tmp_path / "bundle")
+    well = run_program([], tmp_path / "bundle")
+    assert well.returncode == 0 and well.stderr == ""
+    manifest = read_manifest(tmp_path / "bundle")
+    first, second = manifest["weights"][:2]
+    if change == "dtype":
+        first["dtype"] = "int32"
+    elif change == "shape":
+        first["shape"] = [*first["shape"], 1]
+    else:
+        size = int(torch.Size(second["shape"]).numel()) + (second["offset"] - first["offset"]) // 4
+        manifest["weights"][:2] = [first | {"shape": [size]}]
+    write_manifest(tmp_path / "bundle", manifest)
+    refused = run_program([], tmp_path / "bundle")
+    assert refused.returncode == 2 and refused.stdout == ""
+    (line,) = refused.stderr.splitlines()
+    assert "has a damaged manifest: its weights are not those of the code (" in line
+    with pytest.raises(LoadError, match="the weights are not those that the code is for"):
+        load_artifact(tmp_path / "bundle")
 
 
 def test_other_architectures_are_refused(tmp_path: Path) -> None:

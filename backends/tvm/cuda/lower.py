@@ -18,8 +18,8 @@ from graphopt.backends.tvm.cuda.rows import rows_kernel
 from graphopt.backends.tvm.cuda.window import window_kernel
 from graphopt.backends.tvm.kernels.coverage import GENERAL, Coverage
 from graphopt.backends.tvm.kernels.fused import Fused, read_fused
-from graphopt.backends.tvm.lower import take_weights_out
 from graphopt.backends.tvm.repeats import keep_repeats_apart
+from graphopt.backends.tvm.weights import take_weights_out
 
 __all__ = ["RULES", "BuiltForGpu", "build"]
 

@@ -25,7 +25,7 @@
 
 namespace graphopt {
 
-constexpr int64_t schema = 3;  // of the manifests that this reads
+constexpr int64_t schema = 4;  // of the manifests that this reads
 
 struct TensorSpec {
   std::string name, dtype;
@@ -145,7 +145,19 @@ class Bundle {
     stop_ = function_of(module, "graphopt_stop_threads");
     machine_ = call(function_of(module, "vm_load_executable"), {});
     call(function_of(machine_, "vm_initialization"), {&cpu, &zero, &pooled});
+    check_weights();
     main_ = function_of(machine_, "main");
+  }
+
+  // The code does not look at the weights again: sizes that are not its own would have it read beyond them.
+  void check_weights() const {
+    std::vector<const Handle*> all;
+    for (const Handle& weight : weights_) all.push_back(&weight);
+    try {
+      call(function_of(machine_, "check_weights"), all);
+    } catch (const Refused& error) {
+      refuse(std::string("has a damaged manifest: its weights are not those of the code (") + error.what() + ")");
+    }
   }
 
   void require_listed(const std::string& name) const {

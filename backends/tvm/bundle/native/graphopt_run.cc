@@ -2,7 +2,9 @@
 //
 // Verifies a bundle, runs it on arrays and writes each output as FOLDER/NAME.npy. Without inputs it verifies and tells
 // what the model takes. A refusal is one line on stderr and exit code 2.
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -98,9 +100,30 @@ void bench(graphopt::Bundle& bundle, const std::vector<graphopt::Array>& arrays,
   std::cout << "median " << times[times.size() / 2] << " ms, fastest " << times[0] << " ms, " << rounds << " rounds\n";
 }
 
+// TVM's runtime reports every executable that it loads as a warning on stderr, where it would be taken for one.
+class Quiet {
+ public:
+  Quiet() : kept_(dup(STDERR_FILENO)), nowhere_(open("/dev/null", O_WRONLY | O_CLOEXEC)) {
+    if (kept_ >= 0 && nowhere_ >= 0) dup2(nowhere_, STDERR_FILENO);
+  }
+  ~Quiet() {
+    if (kept_ >= 0 && nowhere_ >= 0) dup2(kept_, STDERR_FILENO);
+    if (kept_ >= 0) close(kept_);
+    if (nowhere_ >= 0) close(nowhere_);
+  }
+
+ private:
+  int kept_, nowhere_;
+};
+
+graphopt::Bundle loaded(const std::string& folder) {
+  Quiet quiet;
+  return graphopt::Bundle(folder);
+}
+
 int run(int count, char** words) {
   Options options = parsed(count, words);
-  graphopt::Bundle bundle(options.bundle);
+  graphopt::Bundle bundle = loaded(options.bundle);
   if (options.inputs.empty() && options.output.empty() && !options.rounds) {
     tell("input", bundle.inputs());
     tell("output", bundle.outputs());

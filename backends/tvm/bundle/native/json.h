@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cerrno>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <string>
@@ -123,7 +124,8 @@ class JsonReader {
     value.kind = whole ? Json::integer : Json::real;
     if (whole) value.number = std::strtoll(digits.c_str(), &end, 10);
     else value.fraction = std::strtod(digits.c_str(), &end);
-    if (digits.empty() || *end || errno) fail();
+    bool beyond = errno && (whole || std::abs(value.fraction) > 1);  // a real number may be too close to zero
+    if (digits.empty() || *end || beyond) fail();
     return value;
   }
 
