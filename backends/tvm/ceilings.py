@@ -19,7 +19,7 @@ from graphopt.backends.tvm.pipeline import CPU_CODE
 from graphopt.backends.tvm.runtime import aligned, ffi, use_threads
 from graphopt.target import this_machine
 
-__all__ = ["Ceilings", "measured_ceilings"]
+__all__ = ["Ceilings", "Gauge", "measured_ceilings"]
 
 _STEPS = 1_000_000
 """Multiply-adds of each accumulator: some milliseconds."""
@@ -45,34 +45,52 @@ class Ceilings:
     bytes: float
 
 
+class Gauge:
+    """Measures what this machine can do now: the clock, and what neighbours leave of the memory, change by a tenth from
+    one second to the next. Nothing else should be running."""
+
+    def __init__(self, threads: int) -> None:
+        here = this_machine()
+        machine = Machine.of(here, threads)
+        size = max(_LEAST_COPY, min(_MOST_COPY, _CACHES * here.l3)) // 4
+        width = threads * machine.lanes
+        size -= size % width
+        sums = machine.registers - 4
+        functions = {"multiply": _multiply(machine, sums), "copy": _copy(machine, size)}
+        named = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
+        with transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+            library = tvm_compile(IRModule(named), target=tvm_target(here), tir_pipeline=CPU_CODE).jit()
+        self.threads = threads
+        self._flops, self._bytes = 2 * _STEPS * sums * width, 2 * 4 * size
+        multiply, numbers, result = (
+            library["multiply"],
+            _array(2 * machine.lanes),
+            _array(threads * sums * machine.lanes),
+        )
+        copy, source, copied = library["copy"], _array(size), _array(size)
+        self._multiply = lambda: multiply(numbers, result)
+        self._copy = lambda: copy(source, copied)
+
+    def measure(self, rounds: int = 1) -> Ceilings:
+        """The best of some rounds of some milliseconds; the caches hold other data then."""
+        use_threads(self.threads)
+        multiply, copy = _best(self._multiply, rounds), _best(self._copy, rounds)
+        return Ceilings(self.threads, self._flops / multiply, self._bytes / copy)
+
+
 @cache
 def measured_ceilings(threads: int) -> Ceilings:
     """Measure this machine; nothing else should be running. The numbers are kept for the life of the process."""
-    here = this_machine()
-    machine = Machine.of(here, threads)
-    size = max(_LEAST_COPY, min(_MOST_COPY, _CACHES * here.l3)) // 4
-    width = threads * machine.lanes
-    size -= size % width
-    sums = machine.registers - 4
-    functions = {"multiply": _multiply(machine, sums), "copy": _copy(machine, size)}
-    named = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
-    use_threads(threads)
-    with transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
-        library = tvm_compile(IRModule(named), target=tvm_target(here), tir_pipeline=CPU_CODE).jit()
-    numbers, result = _array(2 * machine.lanes), _array(threads * sums * machine.lanes)
-    source, copied = _array(size), _array(size)
-    multiply = _best(lambda: library["multiply"](numbers, result))
-    copy = _best(lambda: library["copy"](source, copied))
-    return Ceilings(threads, 2 * _STEPS * sums * width / multiply, 2 * 4 * size / copy)
+    return Gauge(threads).measure(_ROUNDS)
 
 
 def _array(size: int) -> Any:
     return ffi().from_dlpack(aligned(np.full(size, 0.5, np.float32)))
 
 
-def _best(run: Callable[[], object]) -> float:
+def _best(run: Callable[[], object], rounds: int) -> float:
     times = []
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
