@@ -366,9 +366,11 @@ def _kinds(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """All that the signature asks of tensors; None where one of the values is none. What a small net takes is little
     more than what Python takes to look at every size, so that inputs like earlier ones are not looked at again."""
     try:
-        return tuple([(type(value), value.dtype, value.shape) for value in values])
-    except AttributeError:
+        kinds = tuple([(type(value), value.dtype, value.shape) for value in values])
+        hash(kinds)
+    except (AttributeError, TypeError):  # no tensor, or one of another package's whose shape is a list
         return None
+    return kinds
 
 
 def is_torch(value: Any) -> bool:

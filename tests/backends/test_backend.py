@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,6 +78,9 @@ def test_wrong_inputs_are_refused_before_anything_runs(nested: Artifact) -> None
         nested(x.numpy(), more)
     with pytest.raises(InputError, match="takes a tensor"):
         nested("x", more)
+    odd = SimpleNamespace(shape=[2, 4], dtype="float32")  # an array of a package that has lists for shapes
+    with pytest.raises(InputError):
+        nested(odd, more["bias"], more["gain"])
 
 
 def test_inputs_like_earlier_ones_are_not_looked_at_again(nested: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
